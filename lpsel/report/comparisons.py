@@ -70,19 +70,18 @@ def at_equal_tokens(points: Sequence[Point]) -> list[Comparison]:
     Without a random run of the same seed with as many tokens, its results are interpolated between percentages, in the
     logarithm of the tokens. Selections with more or fewer tokens than all random runs are left out.
     """
-    random = [p for p in points if p.run.rule == BASELINE and tokens(p.run)]
+    random = [p for p in points if p.run.rule == BASELINE and p.run.tokens]
     curves = grouped(random, lambda p: (p.run.trained_as, p.run.get("seed")))
 
     def reference_of(selection: BySeed) -> BySeed:
         trained_as = _first(selection).run.trained_as
         references = {
-            seed: _interpolated(curves.get((trained_as, seed), []), tokens(p.run)) for seed, p in selection.items()
+            seed: _interpolated(curves.get((trained_as, seed), []), p.run.tokens) for seed, p in selection.items()
         }
         return {seed: reference for seed, reference in references.items() if reference is not None}
 
     def is_reference(run: Run, other: Run) -> bool:
-        count, other_count = tokens(run), tokens(other)
-        same_tokens = count is not None and other_count is not None and _same(count, other_count)
+        same_tokens = run.tokens is not None and other.tokens is not None and _same(run.tokens, other.tokens)
         return other.rule == BASELINE and other.trained_as == run.trained_as and same_tokens
 
     return _compared(points, reference_of, is_reference)
@@ -146,11 +145,6 @@ def _against_all_rows(p: Point) -> bool:
     return p.baseline is not None and (p.baseline.rule, p.baseline.trained_as) == (ALL_ROWS, p.run.trained_as)
 
 
-def tokens(run: Run) -> float | None:
-    """Number of training tokens."""
-    return number(run.get("training", "tokens"))
-
-
 def _by_selection(points: Sequence[Point], accepts: Callable[[str], bool]) -> list[BySeed]:
     """Group the points of every series and percentage by seed."""
     seeds: dict[tuple[float, str], dict[Any, Point]] = defaultdict(dict)
@@ -208,7 +202,7 @@ def _comparison(selection: BySeed, reference: BySeed | None, level: float) -> Co
         difference = _widened(_difference_over_rows(points[0], others[0] if others else None), level)
     basis: Basis = "none" if difference.low is None else "seeds" if several else "rows"
     value, reference_value = float(np.mean(values)), float(np.mean(references))
-    interpolated = any(_is_interpolated(p) for p in others)
+    interpolated = any(p.run.folder.name == INTERPOLATED for p in others)
     one_baseline = several and not others and len({p.baseline.folder for p in points if p.baseline}) == 1
     return Comparison(points[0], value, reference_value, difference, basis, len(points), interpolated, one_baseline)
 
@@ -222,12 +216,8 @@ def _difference_over_rows(p: Point, reference: Point | None) -> Interval:
         return Interval(p.value - EVEN, *(None if end is None else end - EVEN for end in (p.low, p.high)))
     if p.difference is not None and p.baseline is not None and p.baseline.folder == reference.run.folder:
         return p.difference
-    if p.evaluation.folder == reference.evaluation.folder:
-        if (paired := _paired_difference(p.evaluation, p.evaluated_as, reference.evaluated_as)) is not None:
-            return paired
-        if (reverse := _paired_difference(p.evaluation, reference.evaluated_as, p.evaluated_as)) is not None:
-            value, low, high = (None if end is None else -end for end in reverse)
-            return Interval(value or 0.0, low=high, high=low)
+    if p.evaluation.folder == reference.evaluation.folder and (paired := _paired_difference(p, reference)) is not None:
+        return paired
     value = p.value - reference.value
     if p.low is None or p.high is None or reference.low is None or reference.high is None:
         return Interval(value)
@@ -236,12 +226,15 @@ def _difference_over_rows(p: Point, reference: Point | None) -> Interval:
     return Interval(value, value - below, value + above)
 
 
-def _paired_difference(evaluation: Run, model: str, minus: str) -> Interval | None:
-    """Paired difference of two models from the comparisons of an evaluation; None if it did not compare them so."""
-    for pair in evaluation.entries("comparisons"):
-        if pair.get("models") == [model, minus] and pair.get("n"):
-            value, low, high = (number(pair.get(name)) for name in ("difference", "ci_low", "ci_high"))
-            return Interval(value or 0.0, low, high)
+def _paired_difference(p: Point, reference: Point) -> Interval | None:
+    """Paired difference of two models of an evaluation; None if it did not compare them."""
+    models = [p.evaluated_as, reference.evaluated_as]
+    for pair in p.evaluation.entries("comparisons"):
+        if pair.get("models") in (models, models[::-1]) and pair.get("n"):
+            sign = 1 if pair["models"] == models else -1
+            ends = [number(pair.get(name)) for name in ("ci_low", "ci_high")][::sign]
+            value = sign * (number(pair.get("difference")) or 0.0)
+            return Interval(value or 0.0, *(None if end is None else sign * end for end in ends))
     return None
 
 
@@ -257,15 +250,11 @@ def _interpolated(curve: Sequence[Point], count: float | None) -> Point | None:
     """The random point with this number of tokens, interpolated if necessary; None outside the range of the curve."""
     if not curve or not count:
         return None
-
-    def tokens_of(p: Point) -> float:
-        return tokens(p.run) or 0.0
-
-    nearest = min(curve, key=lambda p: abs(tokens_of(p) - count))
-    if _same(tokens_of(nearest), count):
-        return nearest
-    ordered = sorted(curve, key=tokens_of)
-    counts = [tokens_of(p) for p in ordered]
+    ordered = sorted(curve, key=lambda p: p.run.tokens or 0.0)
+    counts = [p.run.tokens or 0.0 for p in ordered]
+    nearest = int(np.argmin(np.abs(np.subtract(counts, count))))
+    if _same(counts[nearest], count):
+        return ordered[nearest]
     if not counts[0] <= count <= counts[-1]:
         return None
 
@@ -283,10 +272,6 @@ def _interpolated(curve: Sequence[Point], count: float | None) -> Point | None:
 
 def _first(by_seed: BySeed) -> Point:
     return next(iter(by_seed.values()))
-
-
-def _is_interpolated(point: Point) -> bool:
-    return point.run.folder.name == INTERPOLATED
 
 
 def _same(a: float, b: float) -> bool:

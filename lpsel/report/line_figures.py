@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from lpsel.report.comparisons import ALL_ROWS, BASELINE, EVEN, differences, smallest_passing, tokens
+from lpsel.report.comparisons import ALL_ROWS, BASELINE, EVEN, differences, smallest_passing
 from lpsel.report.drawing import INK, MUTED, Label, Look, interval, label_lines, new_axes, styled
 from lpsel.report.figures import Dot, dots_figure
 from lpsel.report.points import Point, by_selection, untrained
@@ -58,10 +58,10 @@ def cost_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
 
 def token_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
     """Metric against training tokens, since selected rows may be longer or shorter than others."""
-    drawn = [p for p in points if p.run.pct is not None and tokens(p.run)]
-    if len({tokens(p.run) for p in drawn}) < 2:
+    drawn = [p for p in points if p.run.pct is not None and p.run.tokens]
+    if len({p.run.tokens for p in drawn}) < 2:
         return None
-    return _by_cost(drawn, Scale.of(points), looks, lambda p: tokens(p.run), "training tokens")
+    return _by_cost(drawn, Scale.of(points), looks, lambda p: p.run.tokens, "training tokens")
 
 
 def fraction_figure(points: Sequence[Point], looks: Looks) -> Figure | None:

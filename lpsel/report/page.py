@@ -111,7 +111,8 @@ def write_report(runs: Runs, out: Path, command: str = "lpsel report") -> Path:
     """Write index.html, figures/ and tables/ to `out`, replacing an earlier report; returns the path of the page."""
     measured = points(runs)
     tables = all_tables(runs, measured)
-    with output_folder(out, "report", runs.folders, written_later=[WANDB_SPEC]) as folder:
+    folders = [*(run.folder for run in runs.finished), *(folder for folder, _ in runs.skipped)]
+    with output_folder(out, "report", folders, written_later=[WANDB_SPEC]) as folder:
         (folder / "figures").mkdir()
         (folder / "tables").mkdir()
         drawn = []

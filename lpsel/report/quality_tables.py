@@ -106,8 +106,10 @@ def _spread(points: Sequence[Point]) -> dict[str, float | None]:
 
 def _sizes(points: Sequence[Point]) -> dict[str, str | None]:
     """Training rows and tokens, which can differ at equal percentages."""
-    columns = {"rows": "rows", "training tokens": "tokens"}
-    return {name: _range([number(p.run.get("training", key)) for p in points]) for name, key in columns.items()}
+    return {
+        "rows": _range([number(p.run.get("training", "rows")) for p in points]),
+        "training tokens": _range([p.run.tokens for p in points]),
+    }
 
 
 def _range(values: Sequence[float | None]) -> str | None:

@@ -90,6 +90,11 @@ class Run:
         return f"{self.rule}{bucket}{by}{self.variant}" + (f" → {self.target}" if target else "")
 
     @property
+    def tokens(self) -> float | None:
+        """Number of training tokens."""
+        return number(self.get("training", "tokens"))
+
+    @property
     def flops(self) -> float | None:
         """FLOPs of scoring and training, even if scores were reused; for a selection, FLOPs of its scores."""
         for keys in (("ledger", "total"), ("scoring",), ("cost",)):  # of lpsel train, select and validate
@@ -146,10 +151,6 @@ class Runs:
     def explored(self) -> list[Run]:
         """Finished runs with a page of lpsel explore."""
         return [run for run in self.finished if (run.folder / EXPLORER).is_file()]
-
-    @property
-    def folders(self) -> list[Path]:
-        return [*(run.folder for run in self.finished), *(folder for folder, _ in self.skipped)]
 
 
 def find_runs(paths: Sequence[str | Path]) -> Runs:
@@ -218,12 +219,8 @@ def _variants(group: dict[Path, dict[str, str]], keys: Sequence[str]) -> dict[Pa
 
 def _variant(settings: Iterable[tuple[str, str]]) -> str:
     """Format the first settings that labels name: `scorer.name` by its parent, other keys by their last part."""
-    texts: dict[str, None] = {}  # without repetitions, in order
-    for key, value in settings:
-        parts = key.split(".")
-        if parts[-1] not in UNNAMED:
-            name = parts[-2] if parts[-1] == "name" else parts[-1]
-            texts[f", {name}={value}"] = None
+    named = [(key.removesuffix(".name").rpartition(".")[2], value) for key, value in settings]
+    texts = dict.fromkeys(f", {name}={value}" for name, value in named if name not in UNNAMED)
     return "".join([*texts][:MOST_NAMED])
 
 
