@@ -35,7 +35,7 @@ class _Input(NamedTuple):
 def generate(
     map_batches: MapBatches,
     tokenizer: Any,
-    prompts: Iterable[Rendered | str],
+    prompts: Iterable[Rendered],
     total: int,
     sampling: Sampling,
     *,
@@ -49,7 +49,7 @@ def generate(
 
     Args:
         map_batches: `Copies.map` of a causal language model of transformers in evaluation mode.
-        prompts: an iterable of `total` prompts; strings are tokenized with the tokenizer's special tokens.
+        prompts: an iterable of `total` prompts.
         batch_tokens: largest batch, in tokens of prompts and answers with padding.
 
     Raises:
@@ -72,7 +72,7 @@ def generate(
 
 
 def _batches(
-    tokenizer: Any, prompts: Iterable[Rendered | str], room: int | None, max_new_tokens: int, batch_tokens: int
+    tokenizer: Any, prompts: Iterable[Rendered], room: int | None, max_new_tokens: int, batch_tokens: int
 ) -> Iterator[list[_Input]]:
     """Tokenize WINDOW prompts at a time, and yield them in batches of similar length."""
     numbered = enumerate(prompts)
@@ -136,18 +136,15 @@ def stop_ids(tokenizer: Any, config: Any, generation_config: Any) -> list[int]:
     return sorted(stops)
 
 
-def prompt_ids(tokenizer: Any, prompt: Rendered | str) -> list[int]:
+def prompt_ids(tokenizer: Any, prompt: Rendered) -> list[int]:
     """Return the token ids of a prompt, at least one, without the EOS that some tokenizers append."""
-    if isinstance(prompt, str):
-        text, special = prompt, True
-    else:
-        text, special = prompt.text, prompt.add_special_tokens
-    if isinstance(prompt, Rendered) and prompt.controls is not None:
+    special = prompt.add_special_tokens
+    if prompt.controls is not None:
         ids = list(control_tokens(tokenizer).encode(prompt).ids)
     else:
-        ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        ids = list(tokenizer(prompt.text, add_special_tokens=special, verbose=False)["input_ids"])
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
-    if special and eos is not None and ids[-1:] == [eos] and not text.endswith(tokenizer.eos_token):
+    if special and eos is not None and ids[-1:] == [eos] and not prompt.text.endswith(tokenizer.eos_token):
         del ids[-1]  # the model would generate nothing after it
     return ids or [next((token for token in (bos, eos) if token is not None), 0)]
 

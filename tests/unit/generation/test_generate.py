@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from fixtures.generation import answer_batches, generate
 from transformers import GenerationConfig
 
 from lpsel.data.control_tokens import Rendered
@@ -15,21 +16,6 @@ from lpsel.generation.sampling import Sampling
 ARCHITECTURES = ("llama", "gpt2", "opt", "gemma3")
 CONTEXT = 64  # of every random model, in tokens
 PROMPTS = ["Add 2 and 3.", "", "a", "Say: yes, no, yes, no, yes", "ümläut", "What is the color of the sky?", "zz"]
-
-
-def with_model(model):
-    return lambda function, batches: (function(model, batch) for batch in batches)
-
-
-def generate(model, tokenizer, prompts, sampling, batch_tokens=16_384):
-    """All answers, in the order of the prompts."""
-    return list(
-        in_order(
-            generation.generate(
-                with_model(model), tokenizer, prompts, len(prompts), sampling, batch_tokens=batch_tokens, title=""
-            )
-        )
-    )
 
 
 def greedy_by_hand(model, ids, steps, stops):
@@ -75,14 +61,8 @@ def test_answers_are_in_the_order_of_the_prompts(random_models, byte_tokenizer):
 def test_prompts_are_read_as_they_are_answered(random_models, byte_tokenizer, monkeypatch):
     monkeypatch.setattr(generation, "WINDOW", 3)
     read = []
-    given = (
-        with_model(random_models["llama"]),
-        byte_tokenizer,
-        (read.append(p) or p for p in PROMPTS),
-        len(PROMPTS),
-        Sampling(5),
-    )
-    answers = in_order(generation.generate(*given, batch_tokens=10_000, title=""))
+    prompts = (read.append(p) or p for p in PROMPTS)
+    answers = in_order(answer_batches(random_models["llama"], byte_tokenizer, prompts, Sampling(5)))
     at_first = [next(answers)]
     assert len(read) == 3
     assert at_first + list(answers) == generate(random_models["llama"], byte_tokenizer, PROMPTS, Sampling(5))

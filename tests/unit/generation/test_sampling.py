@@ -2,30 +2,14 @@ import random
 
 import pytest
 import torch
+from fixtures.generation import answer_batches, generate
 from scipy.stats import chisquare
 
 from lpsel.errors import UserError
-from lpsel.generation import generate as generation
-from lpsel.generation.generate import in_order
 from lpsel.generation.sampling import Sampling
 
 PROMPTS = ["Add 2 and 3.", "a", "Say: yes, no, yes, no, yes", "What is the color of the sky?", "zz", "b" * 40]
 WARM = Sampling(12, temperature=1.5, top_p=0.95, seed=7)
-
-
-def with_model(model):
-    return lambda function, batches: (function(model, batch) for batch in batches)
-
-
-def generate(model, tokenizer, prompts, sampling, batch_tokens=16_384):
-    """All answers, in the order of the prompts."""
-    return list(
-        in_order(
-            generation.generate(
-                with_model(model), tokenizer, prompts, len(prompts), sampling, batch_tokens=batch_tokens, title=""
-            )
-        )
-    )
 
 
 def first_tokens(model, tokenizer, prompt, count, **settings):
@@ -91,8 +75,7 @@ def test_a_nucleus_of_one_token_is_the_greedy_answer(random_models, byte_tokeniz
 
 
 def test_every_batch_is_there_when_it_is_done(random_models, byte_tokenizer):
-    given = with_model(random_models["llama"]), byte_tokenizer, PROMPTS, len(PROMPTS), WARM
-    batches = list(generation.generate(*given, batch_tokens=1, title=""))
+    batches = list(answer_batches(random_models["llama"], byte_tokenizer, PROMPTS, WARM, batch_tokens=1))
     assert [len(done) for done in batches] == [1] * len(PROMPTS)
     answers = {i: answer for done in batches for i, answer in done.items()}
     assert answers == dict(enumerate(generate(random_models["llama"], byte_tokenizer, PROMPTS, WARM)))
