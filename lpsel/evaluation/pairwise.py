@@ -18,7 +18,7 @@ from lpsel.generation.answers import answers, check, rejections
 from lpsel.generation.prompts import Prompt, find_sets, load_prompts
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.judging.human import HumanJudge
-from lpsel.judging.judge import Judge, Judgement, Pair, judge_pairs, question_key
+from lpsel.judging.judge import Judge, Judgement, Pair, judge_pairs, question_key, sum_known
 from lpsel.storage import digest, distinct, file_names, finite, write_lines
 
 log = logging.getLogger(__name__)
@@ -186,12 +186,10 @@ class PairwiseEvaluator:
         compared = self._compare(verdicts, context.folder, answers)
         for model, report in zip(compared["models"], reports, strict=True):
             model["judging"] = report
-        costs = [judge.cost(judgement.prompt_tokens, judgement.completion_tokens) for judgement in paid.values()]
-        known_costs = [cost for cost in costs if cost is not None]
         return {
             **compared["models"][0],
             "judge": judge.identity() | {"name": judge.name},
-            "cost": sum(known_costs) if known_costs else None,
+            "cost": sum_known(judge.cost(j.prompt_tokens, j.completion_tokens) for j in paid.values()),
             "unanswered": sum(report["unanswered"] for report in reports),
             **compared,
             "judgements": context.folder / JUDGEMENTS,
@@ -274,5 +272,5 @@ def _judged_rows(pairs: Sequence[Pair], judgements: Sequence[Judgement], names: 
     for judgement in judgements:
         pair = pair_of[judgement.id]
         lengths = {"model_chars": len(pair.model), "baseline_chars": len(pair.baseline)}
-        prompt = {"category": pair.category, "prompt_set": pair.prompt_set, "text": digest(pair.prompt)[:16]}
-        yield names | judgement._asdict() | lengths | prompt | {"equal": pair.baseline == pair.model}
+        prompt = {"category": pair.category, "prompt_set": pair.prompt_set, "text": pair.prompt_digest}
+        yield names | judgement._asdict() | lengths | prompt | {"equal": pair.equal}

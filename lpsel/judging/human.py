@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lpsel.errors import UserError, check_int
 from lpsel.html_pages import render
 from lpsel.judging.judge import LOSS, TIE, WIN, Order, Pair, preference_of
-from lpsel.storage import digest, read_json, write_atomically, write_json
+from lpsel.storage import read_json, write_atomically, write_json
 
 # A annotators, N pairs, V distinct votes
 
@@ -41,7 +41,7 @@ class KeyPair:
     category: str | None
     baseline_chars: int
     model_chars: int
-    text: str | None = None  # a digest of the prompt, to recognize prompts that are in several sets
+    text: str | None = None  # `Pair.prompt_digest`
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class HumanJudge:
         Raises:
             UserError: all answers are identical, or the folder has the key of another page, whose votes would be lost.
         """
-        if all(pair.baseline == pair.model for pair in pairs):
+        if all(pair.equal for pair in pairs):
             problem = f"all answers of {model} and {baseline} are equal"
             raise UserError("judge", "human", problem, "compare other models")
         html, key = blinded(pairs, question=self.question, seed=self.seed, baseline=baseline, model=model)
@@ -93,8 +93,8 @@ def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, m
     the models. All texts are in a JSON block, with prompts and answers as HTML (`rendered`), and the content security
     policy only allows the page's own script.
     """
-    equal = [pair for pair in pairs if pair.baseline == pair.model]
-    different = [pair for pair in pairs if pair.baseline != pair.model]
+    equal = [pair for pair in pairs if pair.equal]
+    different = [pair for pair in pairs if not pair.equal]
     model_is_a = np.random.default_rng(seed).integers(0, 2, len(different)).astype(bool)
     shown, key_pairs = [], []
     for pair, swapped in zip(different, model_is_a, strict=True):
@@ -130,7 +130,7 @@ def _key_pair(pair: Pair, a: Writer) -> KeyPair:
         pair.category,
         baseline_chars=len(pair.baseline),
         model_chars=len(pair.model),
-        text=digest(pair.prompt)[:16],
+        text=pair.prompt_digest,
     )
 
 

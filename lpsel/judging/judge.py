@@ -1,7 +1,7 @@
 """The interface of judges, and judging pairs of answers with cached verdicts and a cost limit."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -38,6 +38,16 @@ class Pair:
     category: str | None = None
     reference: str | None = None
     stopped: tuple[bool, bool] = (True, True)  # whether the model and the baseline stopped before the token limit
+
+    @property
+    def equal(self) -> bool:
+        """Whether both answers are identical, which is a tie without a question."""
+        return self.baseline == self.model
+
+    @property
+    def prompt_digest(self) -> str:
+        """A digest of the prompt, to recognize prompts that are in several sets."""
+        return digest(self.prompt)[:16]
 
     def shown(self, order: Order) -> tuple[str, str]:
         """Return the first and the second answer in this order."""
@@ -147,15 +157,15 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
         "judge": judge.name,
         "identity": judge.identity(),
         "judgements": len(judgements),
-        "equal": sum(pair.baseline == pair.model for pair, _ in questions),
+        "equal": sum(pair.equal for pair, _ in questions),
         "asked": len(known) - reused,
         "reused": reused,
         "failed": sum(judgement.preference is None for judgement in judgements),
         "unanswered": sum(j.preference is None and j.failure not in FINAL for j in judgements),
-        "prompt_tokens": _sum_known([judgement.prompt_tokens for judgement in known.values()]),
-        "completion_tokens": _sum_known([judgement.completion_tokens for judgement in known.values()]),
-        "cost": _sum_known(costs),
-        "cost_now": _sum_known(costs[reused:]),
+        "prompt_tokens": sum_known([judgement.prompt_tokens for judgement in known.values()]),
+        "completion_tokens": sum_known([judgement.completion_tokens for judgement in known.values()]),
+        "cost": sum_known(costs),
+        "cost_now": sum_known(costs[reused:]),
         "first_shown_wins": _first_shown_wins(judgements),
         "stopped_by_cap": left_out > 0,
         "kept": str(journal.path),
@@ -184,7 +194,7 @@ def _ask_missing(judge: Judge, questions: Sequence[Question], known: dict[str, J
     missing: dict[str, Question] = {}
     for pair, order in questions:
         key = question_key(pair, order)
-        if key not in known and pair.baseline != pair.model:
+        if key not in known and not pair.equal:
             missing.setdefault(key, (pair, order))
     if not missing:
         return
@@ -203,9 +213,9 @@ def _ask_missing(judge: Judge, questions: Sequence[Question], known: dict[str, J
 
 def _judgement(pair: Pair, order: Order, known: Judgement | None) -> Judgement:
     """Convert a known judgement of the same texts to one of this pair; baseline and model may be swapped."""
+    if pair.equal:
+        return Judgement(pair.id, order, TIE, attempts=0)
     if known is None:
-        if pair.baseline == pair.model:
-            return Judgement(pair.id, order, TIE, attempts=0)
         return Judgement(pair.id, order, None, attempts=0, failure=NOT_ASKED)
     preference = known.preference
     if preference is not None and known.order != order:
@@ -213,7 +223,8 @@ def _judgement(pair: Pair, order: Order, known: Judgement | None) -> Judgement:
     return known._replace(id=pair.id, order=order, preference=preference)
 
 
-def _sum_known(values: Sequence[float | None]) -> float | None:
+def sum_known(values: Iterable[float | None]) -> float | None:
+    """Sum of the values that are known; None if there are none."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 

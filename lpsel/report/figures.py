@@ -239,9 +239,8 @@ def ledger_figure(runs: Sequence[Run], looks: Mapping[str, Look]) -> Figure | No
             name.append(f"{pct:g}%")
         if numbers := list(dict.fromkeys(str(run.get("seed")) for run in same if run.get("seed") is not None)):
             name.append(f"{'seeds' if len(numbers) > 1 else 'seed'} {', '.join(numbers)}")
-        axes.text(
-            0, y - 0.27, ", ".join(name), va="bottom"
-        )  # above the bars, since there is no room next to them on a phone
+        # Above the bars, since there is no room next to them on a phone.
+        axes.text(0, y - 0.27, ", ".join(name), va="bottom")
     for label, alpha in (("selection", 0.45), ("training", 1.0)):
         axes.barh([0], [0], color=INK, alpha=alpha, label=label)
     axes.axvline(100, color=INK, linestyle="--", linewidth=1)

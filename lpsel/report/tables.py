@@ -6,7 +6,7 @@ from typing import Any
 
 from lpsel.data.content_ids import listed
 from lpsel.errors import printable_line
-from lpsel.evaluation.win_rate import shown_interval
+from lpsel.evaluation.statistics import UNDEFINED
 from lpsel.report.cells import readable
 from lpsel.report.points import Point, metrics_of, model_name, points, trained_models
 from lpsel.report.quality_tables import point_rows, result_rows
@@ -180,7 +180,7 @@ def group_rows(runs: Runs) -> Table:
         for kind, key in (("category", "by_category"), ("prompt set", "by_prompt_set")):
             for entry in informative:
                 for name, group in (entry.get(key) or {}).items():
-                    if number(group.get("win_rate")) is None:
+                    if (win_rate := metrics_of(group).get("win_rate")) is None:
                         continue
                     row = {
                         "model": model_name(entry),
@@ -189,7 +189,7 @@ def group_rows(runs: Runs) -> Table:
                         "kind": kind,
                         "group": str(name),
                         **{count: group.get(count) for count in counts},
-                        **_win_rate(group),
+                        **win_rate._asdict(),
                         "evaluation": str(run.folder),
                     }
                     rows.append(row)
@@ -205,7 +205,7 @@ def vote_rows(runs: Runs) -> Table:
             "against": str(run.get("baseline")),
             "annotator": str(annotator.get("name")),
             **{count: annotator.get(count) for count in counts},
-            **_win_rate(annotator),
+            **metrics_of(annotator).get("win_rate", UNDEFINED)._asdict(),
             "Krippendorff's alpha": run.get("agreement", "krippendorff_alpha"),
             "pairs with several votes": run.get("agreement", "pairs_with_several_votes"),
             "evaluation": str(run.folder),
@@ -213,12 +213,6 @@ def vote_rows(runs: Runs) -> Table:
         for run in runs.by_command("votes")
         for annotator in run.entries("annotators")
     ]
-
-
-def _win_rate(counted: dict[str, Any]) -> dict[str, float | None]:
-    """Columns with the win rate of counted verdicts and its interval."""
-    low, high = shown_interval(counted)
-    return {"value": number(counted.get("win_rate")), "low": number(low), "high": number(high)}
 
 
 def harness_rows(runs: Runs) -> Table:

@@ -46,11 +46,11 @@ class CSVTracker(Tracker):
 
     def _drop(self, names: Set[str], step: int | None) -> None:
         """Delete earlier rows with one of these names, from this step on."""
-
-        def is_repeated(row_step: int, row: dict[str, float]) -> bool:
-            return bool(row.keys() & names) and (step is None or row_step >= step)
-
-        kept = [(row_step, row) for row_step, row in self._earlier if not is_repeated(row_step, row)]
+        kept = [
+            (row_step, row)
+            for row_step, row in self._earlier
+            if not row.keys() & names or (step is not None and row_step < step)
+        ]
         if self._logger is None or len(kept) < len(self._earlier):
             rows_of_this_process = self._read()[len(self._earlier) :]
             self._rewrite([*kept, *rows_of_this_process])
@@ -60,8 +60,7 @@ class CSVTracker(Tracker):
         """Write these rows to a new metrics.csv, and keep its logger for further rows."""
         from lightning.pytorch.loggers import CSVLogger
 
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
+        with warnings.catch_warnings(action="ignore"):  # that the folder is not empty
             self._logger = CSVLogger(self.run_dir, name="", version="", flush_logs_every_n_steps=1)
             _ = self._logger.experiment  # which deletes metrics.csv
         for self._step, row in rows:
