@@ -125,15 +125,8 @@ class PairwiseEvaluator:
     def read_prompts(self, cache_dir: Path) -> tuple[list[Prompt], Counter[str]]:
         """Return the prompts and the number of unusable ones by kind; raise a UserError if a set is not found."""
         assert self.prompts is not None, "checked"
-        unusable = Counter[str]()
-        prompts = load_prompts(
-            self.prompts,
-            self.limit,
-            cache_dir=cache_dir,
-            folder=self._prompts_folder,
-            unusable=unusable if self.bad_rows == "skip" else None,
-        )
-        return prompts, unusable
+        folder = self._prompts_folder
+        return load_prompts(self.prompts, self.limit, cache_dir=cache_dir, folder=folder, bad_rows=self.bad_rows)
 
     def _prompts(self, candidates: Candidates, cache_dir: Path) -> tuple[list[Prompt], Counter[str]]:
         """Return the prompts that all models can use, and the number of unusable ones by kind."""

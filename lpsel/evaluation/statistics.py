@@ -213,11 +213,11 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
 
 
-def sign_flip_test(difference_N: ArrayLike, *, draws: int = RESAMPLES, seed: int = 0) -> float:
+def sign_flip_test(difference_N: ArrayLike, *, seed: int = 0) -> float:
     """Test whether differences are symmetric around 0, by their mean; returns the two-sided p-value (Fisher 1935).
 
     Uses the exact sign test if all differences have the same magnitude. Otherwise signs are flipped at random, and the
-    smallest p-value is 1 / (draws + 1). About ten times faster than scipy.stats.permutation_test.
+    smallest p-value is 1 / (RESAMPLES + 1). About ten times faster than scipy.stats.permutation_test.
     """
     difference_N = np.asarray(difference_N, dtype=np.float64)
     difference_n = difference_N[difference_N != 0]
@@ -229,13 +229,13 @@ def sign_flip_test(difference_N: ArrayLike, *, draws: int = RESAMPLES, seed: int
     generator = np.random.default_rng(seed)
     at_least_as_large = 0
     block = max(1, DRAWS_AT_ONCE // n)
-    for start in range(0, draws, block):
-        size = min(block, draws - start)
+    for start in range(0, RESAMPLES, block):
+        size = min(block, RESAMPLES - start)
         bits = np.frombuffer(generator.bytes(math.ceil(size * n / 8)), np.uint8)
         positive_Rn = np.unpackbits(bits, count=size * n).reshape(size, n)
         sum_R = 2 * (positive_Rn @ size_n) - size_n.sum()  # the sum of positive sizes minus that of negative ones
         at_least_as_large += int((np.abs(sum_R) >= observed).sum())
-    return (at_least_as_large + 1) / (draws + 1)
+    return (at_least_as_large + 1) / (RESAMPLES + 1)
 
 
 def holm(p_values: ArrayLike) -> list[float]:

@@ -73,9 +73,9 @@ def load_prompts(
     *,
     cache_dir: Path,
     folder: Path | None = None,
-    unusable: Counter[str] | None = None,
-) -> list[Prompt]:
-    """Load the prompts of one or several sets, one set after the other.
+    bad_rows: str = "error",
+) -> tuple[list[Prompt], Counter[str]]:
+    """Load the prompts of one or several sets, one set after the other, and count the skipped rows by kind.
 
     The id of a prompt is taken from its set, or is SET/ROW, with rows counted from 0. If prompts of different sets have
     the same id, they are prefixed with the name of the set.
@@ -85,23 +85,24 @@ def load_prompts(
         limit: maximum number of prompts per set.
         cache_dir: folder for downloaded files.
         folder: folder of prompt files, which is searched first.
-        unusable: if given, unusable rows are skipped and counted in it by kind.
+        bad_rows: error, or skip for unusable rows.
 
     Raises:
         UserError: a set, file or Hub dataset does not exist; a set has no prompts or duplicate ids; or several sets
             have the same name.
-        UnusableRow: a row is unusable or has no text, and such rows are not skipped.
+        UnusableRow: with bad_rows=error, a row is unusable or has no text.
     """
     if limit is not None:
         check_int("evaluator.limit", limit, 1, hint="set null to use all prompts")
+    unusable = Counter[str]()
     sets = find_sets(names, folder)
-    prompts = [prompt for prompt_set in sets for prompt in _read(prompt_set, limit, cache_dir, unusable)]
+    prompts = [prompt for prompt_set in sets for prompt in _read(prompt_set, limit, cache_dir, bad_rows, unusable)]
     ids = Counter(prompt.id for prompt in prompts)
     prompts = [replace(p, id=f"{p.prompt_set}/{p.id}") if ids[p.id] > 1 else p for p in prompts]
     for name, count in Counter(prompt.id for prompt in prompts).items():
         if count > 1:
             raise UserError("prompts", None, f"the id {name} is not unique", "give every prompt in a set its own id")
-    return prompts
+    return prompts, unusable
 
 
 def find_sets(names: str | Sequence[str], folder: Path | None = None) -> list[PromptSet]:
@@ -156,7 +157,10 @@ def _find(name: str, folder: Path | None) -> PromptSet:
     return PromptSet(_name(name), name)
 
 
-def _read(prompt_set: PromptSet, limit: int | None, cache_dir: Path, unusable: Counter[str] | None) -> list[Prompt]:
+def _read(
+    prompt_set: PromptSet, limit: int | None, cache_dir: Path, bad_rows: str, unusable: Counter[str]
+) -> list[Prompt]:
+    """Read the prompts of a set, and add the number of skipped rows by kind to `unusable`."""
     path = str(_download(prompt_set.path, cache_dir)) if _is_url(prompt_set.path) else prompt_set.path
     location = f"prompts={prompt_set.name}"
     try:
@@ -175,12 +179,11 @@ def _read(prompt_set: PromptSet, limit: int | None, cache_dir: Path, unusable: C
             prompts.append(_prompt(prompt_set, number, raw))
         except UnusableRow as error:
             at = location if error is raw else f"{location}, row {number}"
-            kinds[skipped(error, at, "error" if unusable is None else "skip")] += 1
+            kinds[skipped(error, at, bad_rows)] += 1
     if not prompts:
         problem = f"none of {len(rows):,} prompts can be used: {listed(kinds)}"
         raise UserError("prompts", prompt_set.name, problem, "convert them, or use other prompts")
-    if unusable is not None:
-        unusable.update(kinds)
+    unusable.update(kinds)
     return prompts
 
 

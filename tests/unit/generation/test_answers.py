@@ -182,7 +182,7 @@ def test_a_real_model_answers_real_prompts(tmp_path, real_models, shared_data):
     from lpsel.generation.prompts import load_prompts
     from lpsel.model.spec import ModelSpec
 
-    prompts = load_prompts(["vicuna", "self_instruct"], 2, cache_dir=tmp_path, folder=shared_data / "eval")
+    prompts, _ = load_prompts(["vicuna", "self_instruct"], 2, cache_dir=tmp_path, folder=shared_data / "eval")
     spec = ModelSpec("smollm2", str(real_models / "smollm2-135m"))
     for sampling in (Sampling(12), Sampling(12, 0.8, 0.9, seed=1)):
         together, about = answers(spec, prompts, sampling, cache_dir=tmp_path, **(HOW | {"batch_tokens": 4000}))

@@ -92,7 +92,7 @@ def test_tools_and_calls_are_sent_as_the_protocol_has_them_and_answered_with_a_c
     ]
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps({"messages": turns, "tools": [tool]}))
-    prompts = load_prompts(str(path), cache_dir=tmp_path)
+    prompts, _ = load_prompts(str(path), cache_dir=tmp_path)
     (answer,), about = answers(Endpoint.of(f"caller@{server.url}"), prompts, FOUR, cache_dir=tmp_path, **HOW)
     assert (json.loads(answer.text), answer.stopped) == ({"name": "weather", "arguments": '{"city": "Köln"}'}, True)
     assert (about["answers_cut"], about["answers_empty"]) == (0, 0)
@@ -122,7 +122,7 @@ def test_calls_without_ids_are_sent_with_ids_and_arguments_as_text(tmp_path, ser
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps({"messages": turns}))
     answers(
-        Endpoint.of(f"m@{server.url}"), load_prompts(str(path), cache_dir=tmp_path), FOUR, cache_dir=tmp_path, **HOW
+        Endpoint.of(f"m@{server.url}"), load_prompts(str(path), cache_dir=tmp_path)[0], FOUR, cache_dir=tmp_path, **HOW
     )
     (request,) = server()
     sent = [call for message in request["messages"] for call in message.get("tool_calls", ())]

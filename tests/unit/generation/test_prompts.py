@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import types
-from collections import Counter
 
 import pytest
 
@@ -19,7 +18,7 @@ FIVE = {"vicuna": 80, "koala": 180, "wizardlm": 218, "self_instruct": 252, "alpa
 
 @pytest.fixture
 def load(tmp_path):
-    return functools.partial(load_prompts, cache_dir=tmp_path / "cache")
+    return lambda *given, **options: load_prompts(*given, cache_dir=tmp_path / "cache", **options)[0]
 
 
 @pytest.fixture
@@ -189,13 +188,13 @@ def test_an_invalid_set_is_rejected(load, written, rows, location, name, problem
     assert found == (location, name, problem.format(path=path))
 
 
-def test_unusable_prompts_are_skipped_and_counted_and_keep_their_numbers(load, written):
+def test_unusable_prompts_are_skipped_and_counted_and_keep_their_numbers(load, written, tmp_path):
     """Of every kind: a list as text, an unknown form, no text, a line that is no row."""
     path = written([{"instruction": [5]}, {"instruction": "Why?"}, {"question": "x"}, {"instruction": " "}])
     with open(path, "a") as file:
         file.write('[1]\n{"instruction": "How?"}\n')
-    kinds = Counter()
-    assert [(p.id, p.text) for p in load(path, unusable=kinds)] == [("own/1", "Why?"), ("own/5", "How?")]
+    prompts, kinds = load_prompts(path, cache_dir=tmp_path, bad_rows="skip")
+    assert [(p.id, p.text) for p in prompts] == [("own/1", "Why?"), ("own/5", "How?")]
     assert kinds == dict.fromkeys(
         ["a list as text", "an unknown form", "a prompt without text", "a row that is not an object"], 1
     )
@@ -214,7 +213,7 @@ def test_a_line_that_holds_no_prompt_is_named_once(load, written):
 
 def test_a_set_without_a_usable_prompt_is_rejected(load, written):
     with pytest.raises(UserError) as caught:
-        load(written([{"instruction": [5]}]), unusable=Counter())
+        load(written([{"instruction": [5]}]), bad_rows="skip")
     assert caught.value.problem == "none of 1 prompts can be used: a list as text (1)"
 
 
