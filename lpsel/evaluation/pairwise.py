@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,7 @@ class PairwiseEvaluator:
                 failed_for = name if judgement.preference is None else None
                 paid[question_key(pair_of[judgement.id], judgement.order), failed_for] = judgement
             names = {"model": name, "baseline": answers[0]["name"], "judge": judge.name}
-            [verdicts[name]] = group(_judged_rows(model_pairs, judgements, names))
+            [verdicts[name]] = group(_judged_rows(pair_of, judgements, names))
             reports.append(report)
         compared = self._compare(verdicts, context.folder, answers)
         for model, report in zip(compared["models"], reports, strict=True):
@@ -259,9 +259,8 @@ def _write_pages(judge: HumanJudge, pairs: dict[str, list[Pair]], baseline: str,
     return {"judge": {"kind": "people"}, "models": pages, "page": pages[0]["page"], "key": pages[0]["key"]}
 
 
-def _judged_rows(pairs: Sequence[Pair], judgements: Sequence[Judgement], names: dict[str, str]) -> Iterator[Row]:
+def _judged_rows(pair_of: Mapping[str, Pair], judgements: Sequence[Judgement], names: dict[str, str]) -> Iterator[Row]:
     """Yield the rows of judgements.parquet."""
-    pair_of = {pair.id: pair for pair in pairs}
     for judgement in judgements:
         pair = pair_of[judgement.id]
         lengths = {"model_chars": len(pair.model), "baseline_chars": len(pair.baseline)}

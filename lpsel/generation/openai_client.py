@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from lpsel.errors import UserError, check_int, first_line, is_int
+from lpsel.errors import UserError, first_line, is_int
 from lpsel.redact import redact, register_secret
 from lpsel.storage import utf8
 
@@ -79,7 +79,6 @@ class Endpoint:
         return endpoint if endpoint.host == urlsplit(OPENAI).hostname else replace(endpoint, key_env=key_env)
 
     def __post_init__(self) -> None:
-        check_int("concurrency", self.concurrency, 1)
         try:
             address = urlsplit(self.base_url)
         except ValueError:  # incomplete IPv6 address
