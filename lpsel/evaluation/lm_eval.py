@@ -22,7 +22,17 @@ from lpsel.storage import distinct, finite, write_lines
 
 @dataclass(frozen=True)
 class LmEvalEvaluator:
-    """Evaluates models on tasks of the harness or task files. conf/evaluator/lm_eval.yaml documents the options."""
+    """Evaluates models on tasks of the harness, or on your own task files.
+
+    Attributes:
+        tasks: tasks, groups or tags of the harness, or YAML files.
+        include_path: folder with more task files.
+        num_fewshot: number of few-shot examples; None for the default of each task.
+        limit: maximum number of rows per task; None for all.
+        batch_size: rows per forward pass.
+        apply_chat_template: use the tokenizer's chat template; None for models with `template: chat`.
+        seed: seed for choosing few-shot examples.
+    """
 
     tasks: Sequence[str] | str | None = None
     include_path: str | None = None
