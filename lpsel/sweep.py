@@ -6,7 +6,6 @@ processes or on other machines, so each job writes its outcome to a file in the 
 
 import fcntl
 import logging
-import math
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -122,12 +122,11 @@ def _number_of_jobs(config: DictConfig) -> int | None:
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     try:
-        parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-        last_by_key = {override.get_key_element(): override for override in parsed}
-        swept = [override for override in last_by_key.values() if override.is_sweep_override()]
-        return math.prod(len(list(override.sweep_string_iterator())) for override in swept)
+        overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+        (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     except HydraException:
         return None
+    return len(jobs)
 
 
 def sweep_dir() -> Path:
