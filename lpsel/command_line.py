@@ -158,14 +158,14 @@ def as_user_error(error: Exception, command: str) -> UserError:
 
 def _option_names(command: str) -> set[str]:
     """All keys of a command's configuration, including keys of its groups."""
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    from lpsel.config import config_dir
+    from lpsel.config import configured
     from lpsel.run_config import leaves
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with configured(command):
         keys = [key.split(".") for key, _ in leaves(OmegaConf.to_container(compose(command), resolve=False))]
     return {".".join(parts[: i + 1]) for parts in keys for i in range(len(parts))}

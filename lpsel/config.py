@@ -4,10 +4,12 @@ import os
 import re
 import textwrap
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -20,6 +22,11 @@ def config_dir() -> Path:
     """Folder with the configuration files: next to the package in a checkout, inside it in a wheel."""
     package = Path(__file__).resolve().parent
     return next(folder for folder in (package.parent / "conf", package / "conf") if (folder / "base.yaml").is_file())
+
+
+def configured(command: str) -> AbstractContextManager[None]:
+    """Context manager in which Hydra's `compose` reads the configuration of a command."""
+    return initialize_config_dir(str(config_dir()), version_base="1.3", job_name=command)
 
 
 def choices(group: str) -> list[str]:

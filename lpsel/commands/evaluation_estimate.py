@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from lpsel.commands import work_estimate as estimate
 from lpsel.commands.evaluate import candidates_of
 from lpsel.commands.experiment import evaluations
-from lpsel.commands.job import Job, configured
+from lpsel.commands.job import Job
 from lpsel.commands.work_estimate import CHARACTERS, GUESSED, Pass, RowLengths, Work
-from lpsel.config import build
+from lpsel.config import build, configured
 from lpsel.data.shared_source import shared_source
 from lpsel.errors import UserError
 from lpsel.evaluation.held_out import ReferenceEvaluator

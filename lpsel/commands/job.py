@@ -5,18 +5,18 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from lpsel.cache import in_use, warn_if_shared
-from lpsel.config import build, config_dir, default_cache
+from lpsel.config import build, configured, default_cache
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import UserError, check_int
 from lpsel.output_folder import check_run_folder
@@ -103,11 +103,6 @@ def check_required(config: DictConfig) -> None:
     for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
         if value == "???" and (pairwise or not key.startswith("judge.")):
             raise UserError(key, problem="required and not set", hint=f"set {key}=...")
-
-
-def configured(command: str) -> AbstractContextManager[None]:
-    """Context manager in which `compose` reads the configuration of a command."""
-    return initialize_config_dir(str(config_dir()), version_base="1.3", job_name=command)
 
 
 def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:

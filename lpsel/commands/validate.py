@@ -21,9 +21,9 @@ from lpsel import console
 from lpsel.commands.agreement_inputs import Scored, read_all, score_of
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.commands.experiment import check_merged
-from lpsel.commands.job import check_required, configured, ranks_run
+from lpsel.commands.job import check_required, ranks_run
 from lpsel.commands.job import run as run_job
-from lpsel.config import build, choice
+from lpsel.config import build, choice, configured
 from lpsel.console import decimals
 from lpsel.data.shared_source import shared_source
 from lpsel.errors import UserError, check_int

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose
 from omegaconf import OmegaConf
 
-from lpsel.commands.job import configured
+from lpsel.config import configured
 from lpsel.errors import UserError
 from lpsel.run_config import MAX_HASHED, RunConfig, unused_keys
 from lpsel.storage import write_json

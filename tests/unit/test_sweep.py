@@ -5,7 +5,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import read_write
 
-from lpsel.commands.job import configured
+from lpsel.config import configured
 from lpsel.distributed import at_end
 from lpsel.storage import write_json
 from lpsel.sweep import SweepCallback, read_outcomes

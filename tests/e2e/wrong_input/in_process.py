@@ -30,7 +30,7 @@ def console(words):
 def job(words):
     """What Hydra calls with the configuration that `lpsel WORD...` describes; the last word is the run folder."""
     from lpsel import cli
-    from lpsel.commands.job import configured
+    from lpsel.config import configured
     from lpsel.overrides import hydra_arguments
 
     command, *overrides, folder = words

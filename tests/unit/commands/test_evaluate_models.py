@@ -8,8 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from lpsel.commands.evaluate import _candidates, _runs_of, _warn_of_toy_rows, candidates_of
-from lpsel.commands.job import configured, run
-from lpsel.config import build, config_dir
+from lpsel.commands.job import run
+from lpsel.config import build, config_dir, configured
 from lpsel.data.dataset import DatasetSpec
 from lpsel.errors import UserError
 

@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 
 from lpsel.commands.dry_run import planned_work, print_plan
 from lpsel.commands.evaluation_estimate import judgments
-from lpsel.commands.job import configured, run
+from lpsel.commands.job import run
 from lpsel.commands.work_estimate import model_shape
+from lpsel.config import configured
 from lpsel.errors import UserError
 from lpsel.model.flops import forward_flops
 from lpsel.model.spec import ModelSpec

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from lpsel.commands import experiment
 from lpsel.commands.evaluate import candidate
-from lpsel.commands.job import configured
+from lpsel.config import configured
 from lpsel.errors import UserError
 from lpsel.model.spec import ModelSpec
 from lpsel.run_config import RunConfig

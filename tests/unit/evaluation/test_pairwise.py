@@ -14,8 +14,9 @@ from hydra import compose
 from rich.console import Console
 
 from lpsel import cli
-from lpsel.commands.job import Job, configured, run
+from lpsel.commands.job import Job, run
 from lpsel.commands.show import describe
+from lpsel.config import configured
 from lpsel.errors import UnusableRow, UserError
 from lpsel.evaluation.tables import pairwise_table
 from lpsel.generation.openai_client import Endpoint, Reply
