@@ -80,7 +80,7 @@ def planned_work(command: str, config: DictConfig, folder: Path, *, scores_exist
     pct = rule.percentage(config.pct, len(source))
     query = None
     if scores_exist:
-        query = query_source(config, rule, config.scores is not None)
+        query = query_source(config, rule)
         scores, _ = read_given_scores(config, rule, source)
         check_rows(rule, build(config.cluster), source, scores)
     work = []

@@ -1,5 +1,6 @@
-"""Numeric columns of the rows, and what can be checked in the rows without a model, for dry runs."""
+"""What a selection reads from rows without a model: numeric columns, prompts that rows share, checks for dry runs."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lpsel.clustering.clusters import Auto, Clusters, Column, NoClusters, brings_clusters
-from lpsel.commands.prompt_groups import prompt_numbers
 from lpsel.data.dataset import Row, Source
+from lpsel.data.values import is_empty
 from lpsel.errors import UserError
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.exclusions import Exclusions, exclude_texts
 from lpsel.selection.spec import SelectionSpec
+
+log = logging.getLogger(__name__)
 
 
 def check_rows(spec: SelectionSpec, clusters: Clusters, source: Source, scores: ScoreTable | None) -> None:
@@ -92,3 +95,31 @@ def _number(row: Row, name: str, spec: SelectionSpec) -> float:
     option = spec.option_of(name)
     hint = "name a numeric column" + (" or a rule" if option == "selection.combine" else "")
     raise UserError(option, name, problem, hint)
+
+
+def prompt_numbers(source: Source, group: str) -> NDArray[np.float64]:
+    """Prompt number of every row, (N,); unique for a row that is unusable or has no value in the column.
+
+    Args:
+        group: `prompt` for the text of the prompt, all turns before the last answer, or a column of the source.
+    """
+    numbers: dict[object, int] = {}
+    number_N = np.fromiter((numbers.setdefault(_prompt(row, group), len(numbers)) for row in source), np.float64)
+    if len(numbers) == len(number_N):
+        hint = "set selection.group=COLUMN, or use another rule"
+        raise UserError("selection.group", group, f"no two of {len(number_N):,} rows have the same prompt", hint)
+    several = int((np.bincount(number_N.astype(np.int64)) > 1).sum())
+    log.info("Prompts: %s different ones, %s with several answers", f"{len(numbers):,}", f"{several:,}")
+    return number_N
+
+
+def _prompt(row: Row, group: str) -> object:
+    if row.unusable is not None:
+        return ("row", row.index)
+    if group == "prompt":
+        return row.example.prompt().content_digest()
+    if group not in row.raw:
+        problem = f"row {row.index} has only {', '.join(map(str, row.raw))}"
+        raise UserError("selection.group", group, problem, "name a column of every row, or prompt")
+    value = row.raw[group]
+    return ("row", row.index) if is_empty(value) else str(value)

@@ -15,8 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpsel.clustering.clusters import Auto, Clusters, KMeans, NoClusters, brings_clusters, with_clusters
 from lpsel.clustering.embeddings import check_embedder, embed
-from lpsel.commands.prompt_groups import prompt_numbers
-from lpsel.commands.row_checks import check_own_ids, numeric_columns
+from lpsel.commands.row_checks import check_own_ids, numeric_columns, prompt_numbers
 from lpsel.config import build, choice, choices
 from lpsel.data.content_ids import first_kinds
 from lpsel.data.dataset import Source
@@ -80,7 +79,7 @@ def prepare_inputs(
     spec: SelectionSpec = build(config.selection)
     clusters: Clusters = build(config.cluster)
     scorer = scoring_model(spec, build(config.scorer), tokens_of)
-    query = query_source(config, spec, config.scores is not None)
+    query = query_source(config, spec)
     source = shared_source(build(config.dataset))
     scores, scores_file = read_given_scores(config, spec, source)
     query_in_data = None if query is None else _rows_in(query, source)
@@ -150,20 +149,20 @@ def _embedder_path(option: str, value: str, model: ModelSpec, cache_dir: Path) -
     return locate(model, cache_dir)
 
 
-def query_source(config: DictConfig, spec: SelectionSpec, scored: bool) -> Source | None:
+def query_source(config: DictConfig, spec: SelectionSpec) -> Source | None:
     """Examples of the user's task, if any. If the rule does not use them, their overlap with the data is reported.
 
     Raises:
-        UserError: the rule needs examples and has not been `scored` before, or they cannot be read.
+        UserError: the rule needs examples, or they cannot be read.
     """
     if not OmegaConf.is_config(config.query):
         raise UserError("query", config.query, "query is a group of options", f"set query.path={config.query}")
     if config.query.path is None:
-        if spec.rule.uses_query and not (scored and spec.trains_on_query):
+        scored_by_query = spec.trains_on_query and config.scores is not None
+        if spec.rule.uses_query and not scored_by_query:
             problem = f"selection={spec.name} needs examples of your task"
-            raise UserError(
-                "query.path", "null", problem, "set query.path=FILE, in any format that dataset.path accepts"
-            )
+            hint = "set query.path=FILE, in any format that dataset.path accepts"
+            raise UserError("query.path", "null", problem, hint)
         return None
     try:
         query = Source(build(config.query), "query")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lpsel.commands.prompt_groups import prompt_numbers
+from lpsel.commands.row_checks import prompt_numbers
 from lpsel.data.dataset import DatasetSpec, Source
 
 ROW = '{"instruction": "a", "output": "b", "task": %s}\n'
