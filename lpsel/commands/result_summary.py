@@ -109,7 +109,13 @@ def selection(result: Mapping[str, Any]) -> Pairs:
     return pairs
 
 
-def scores(result: Mapping[str, Any]) -> Pairs:
+def run(result: Mapping[str, Any]) -> Pairs:
+    """`selection`, the scores and, for a run of `train`, the trained model."""
+    pairs = [*selection(result), *_scores(result)]
+    return [*pairs, *_training(result)] if result["command"] == "train" else pairs
+
+
+def _scores(result: Mapping[str, Any]) -> Pairs:
     """Origin of the scores, and the cost of computing them, in this run or an earlier one."""
     if not result["scores"]:
         return []
@@ -122,7 +128,7 @@ def scores(result: Mapping[str, Any]) -> Pairs:
     ]
 
 
-def training(result: Mapping[str, Any]) -> Pairs:
+def _training(result: Mapping[str, Any]) -> Pairs:
     """The trained model, and the cost of training."""
     from lpsel.training.costs import describe_ledger  # imports Lightning
 

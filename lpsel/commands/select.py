@@ -48,7 +48,7 @@ def run(job: Job) -> dict[str, Any]:
         return {}
     written = write_selection(inputs, selection, scores, job.run_dir, job.tracker, job.tracker.log_artifact)
     result = {"command": "select"} | written
-    log.info(as_text(lines([*result_summary.selection(result), *result_summary.scores(result)])))
+    log.info(as_text(lines(result_summary.run(result))))
     return result
 
 

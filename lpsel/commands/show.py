@@ -83,8 +83,7 @@ def _overrides(file: Path) -> str | None:
 
 def _results(run: Run) -> Pairs:
     if run.command in ("train", "select"):
-        pairs = [*result_summary.selection(run.result), *result_summary.scores(run.result)]
-        return [*pairs, *result_summary.training(run.result)] if run.command == "train" else pairs
+        return result_summary.run(run.result)
     if run.command == "agreement":
         return [("Scorers", ", ".join(map(str, run.get("scorers") or []))), ("Page", str(run.get("page")))]
     if run.command == "validate":

@@ -4,7 +4,7 @@ import logging
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +18,22 @@ from lpsel.commands.tracked_values import log_ledger
 from lpsel.config import build
 from lpsel.console import as_text, lines
 from lpsel.data.content_ids import counts
+from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.dataset import Source
+from lpsel.data.tokens import Tokens
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
+from lpsel.model.export import save_model
 from lpsel.model.load import check_model, load_tokenizer, locate, with_template
 from lpsel.model.spec import ModelSpec
+from lpsel.scoring.scorer import checked_tokens
 from lpsel.tracking.artifacts import model_artifact, model_name
 from lpsel.training.costs import ledger
+from lpsel.training.monitors import LossSpikes, UntrainedTokens
 from lpsel.training.setup import TrainingSetup
 from lpsel.training.trained_models import MODEL, checkpoints_of, trained_once, training_entry
-
-if TYPE_CHECKING:
-    from lpsel.data.datamodule import SubsetDataModule
-    from lpsel.data.tokens import Tokens
+from lpsel.training.trainer import fit, full_training
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +70,7 @@ def run(job: Job) -> dict[str, Any]:
         return {}
     result["ledger"] = ledger(result["scoring"], result["training"], result.pop("full_training"), result["n_total"])
     log_ledger(job.tracker, result["ledger"])
-    pairs = [*result_summary.selection(result), *result_summary.scores(result), *result_summary.training(result)]
-    log.info(as_text(lines(pairs)))
+    log.info(as_text(lines(result_summary.run(result))))
     return result
 
 
@@ -78,11 +79,6 @@ def train(
     selected_N: NDArray[np.bool_], checkpoints: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """Train the target from the weights at `path` and save it; returns its part of result.json in the main process."""
-    from lpsel.model.export import save_model
-    from lpsel.scoring.scorer import checked_tokens
-    from lpsel.training.monitors import LossSpikes, UntrainedTokens
-    from lpsel.training.trainer import fit, full_training
-
     epochs, title = spec.recipe.epochs, f"Target {spec.name}"
     tokenizer = load_tokenizer(spec, path)
     tokens = checked_tokens(source, tokenizer, spec, path, setup.cache_dir)
@@ -124,8 +120,8 @@ def train(
 
 
 def _training_data(
-    setup: TrainingSetup, spec: ModelSpec, tokens: "Tokens", selected_N: NDArray[np.bool_]
-) -> "SubsetDataModule":
+    setup: TrainingSetup, spec: ModelSpec, tokens: Tokens, selected_N: NDArray[np.bool_]
+) -> SubsetDataModule:
     data = setup.data_module(tokens, spec, mask=selected_N)
     if not data.steps_per_epoch:
         problem = "leaves no supervised token in any selected row"

@@ -115,7 +115,7 @@ def events(happened):
     patch.setattr(lpsel.clustering.embeddings, "PART_ROWS", 8)
     patch.setattr(lpsel.commands.select, "write_selection", staged("selecting", lpsel.commands.select.write_selection))
     patch.setattr(lpsel.commands.train, "write_selection", staged("selecting", lpsel.commands.train.write_selection))
-    patch.setattr(lpsel.model.export, "save_model", staged("saving the model", lpsel.model.export.save_model))
+    patch.setattr(lpsel.commands.train, "save_model", staged("saving the model", lpsel.commands.train.save_model))
     patch.setattr(os, "fsync", lambda file: (happened(stage[0]), sync(file))[1])
     patch.setattr(Path, "replace", lambda path, target: (happened(stage[0]), replace(path, target))[1])
     yield
