@@ -26,7 +26,7 @@ OPEN = "open {} in a browser"  # next step for a page, see `end`
 
 
 class Advance(Protocol):
-    def __call__(self, done: int = 1, *, tokens: int = 0, note: str = "") -> None: ...
+    def __call__(self, done: int = 1, *, tokens: int = 0) -> None: ...
 
 
 class _Rate(ProgressColumn):
@@ -44,28 +44,21 @@ def _rate(done: float, unit: str, tokens: int, elapsed: float) -> str:
 def track(title: str, total: int, unit: str = "rows") -> Iterator[Advance]:
     """Show the progress of `total` units of work, with rate and remaining time, in the main process.
 
-    Yields a function that takes the number of units just finished, their tokens, and a note to show after the bar.
+    Yields a function that takes the number of units just finished, and their tokens.
     """
     console = Console(stderr=True)
     if not is_main_process():
-        yield lambda done=1, *, tokens=0, note="": None
+        yield lambda done=1, *, tokens=0: None
     elif console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task(title, total=total, unit=unit, tokens=0, note="")
+            task = progress.add_task(title, total=total, unit=unit, tokens=0)
             counted = 0
 
-            def advance(done: int = 1, *, tokens: int = 0, note: str = "") -> None:
+            def advance(done: int = 1, *, tokens: int = 0) -> None:
                 nonlocal counted
                 counted += tokens
-                progress.update(task, advance=done, tokens=counted, note=note)
+                progress.update(task, advance=done, tokens=counted)
 
             yield advance
     else:
@@ -80,7 +73,7 @@ class _Lines:
         self.done = self.tokens = 0
         self.started = self.last_line = time.monotonic()
 
-    def __call__(self, done: int = 1, *, tokens: int = 0, note: str = "") -> None:
+    def __call__(self, done: int = 1, *, tokens: int = 0) -> None:
         self.done += done
         self.tokens += tokens
         now = time.monotonic()
@@ -90,8 +83,8 @@ class _Lines:
         elapsed = now - self.started
         rate = _rate(self.done, self.unit, self.tokens, elapsed)
         left = elapsed / max(self.done, 1) * (self.total - self.done)
-        line = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {rate}, {left / 60:.0f} min left {note}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        line = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {rate}, {left / 60:.0f} min left"
+        print(line, file=sys.stderr, flush=True)
 
 
 def show(table: Table) -> None:
