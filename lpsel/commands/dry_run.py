@@ -45,7 +45,8 @@ def print_plan(command: str, config: DictConfig, folder: Path) -> None:
     print_table([(command, work)])
     if command == "evaluate":
         job = Job.of(command, config, folder)
-        for line in judgments_of(build(config.evaluator), job.cache_dir, len(candidates_of(config).models)):
+        candidates, _ = candidates_of(config)
+        for line in judgments_of(build(config.evaluator), job.cache_dir, len(candidates.models)):
             print(line)
     if problem := memory_problem(work or ()):
         raise problem

@@ -30,9 +30,7 @@ log = logging.getLogger(__name__)
 def run(job: Job) -> dict[str, Any]:
     """Evaluate the models and write generations and metrics to the run folder."""
     config = job.config
-    _check_used(config)
-    baseline, names = _names(config)
-    candidates = _candidates(names, baseline, config)
+    candidates, names = candidates_of(config)
     with_key = sorted({model.host for model in candidates.all if isinstance(model, Endpoint) and model.key_env})
     if len(with_key) > 1:
         problem = f"would be sent to {with_key[0]} and {with_key[1]}"
@@ -48,11 +46,11 @@ def run(job: Job) -> dict[str, Any]:
         if isinstance(spec, ModelSpec) and spec.path:
             locate(spec, job.cache_dir)
     evaluator.check(candidates)
-    _warn_of_toy_rows(evaluator, [*baseline, *names], candidates)
+    _warn_of_toy_rows(evaluator, names, candidates)
     if candidates.all:
         log.info("Evaluating %s", "; ".join(model.name for model in candidates.all))
     job.start_tracking()
-    for name in dict.fromkeys([*baseline, *names]):
+    for name in dict.fromkeys(names):
         folder = Path(name).expanduser()
         artifact = (read_result(folder) or {}).get("artifact")
         if artifact is not None:
@@ -107,18 +105,25 @@ def _warn_of_toy_rows(evaluator: Any, names: Sequence[str], candidates: Candidat
             return
 
 
-def candidates_of(config: DictConfig) -> Candidates:
-    """Resolve the models and the baseline in a configuration; raises a UserError if one does not exist."""
+def candidates_of(config: DictConfig) -> tuple[Candidates, list[str]]:
+    """Resolve the baseline, if any, and the models, and return them with their names in the configuration.
+
+    A sweep folder is expanded to its runs. Runs that differ only in the seed get it added to their names.
+
+    Raises:
+        UserError: a model does not exist, or the evaluator does not use an option.
+    """
     _check_used(config)
-    baseline, names = _names(config)
-    return _candidates(names, baseline, config)
-
-
-def _names(config: DictConfig) -> tuple[list[str], list[str]]:
-    """Names of the baseline, if any, and of the models; a sweep folder is expanded to its runs."""
-    models = config.models if isinstance(config.models, list | ListConfig) else [config.models]
+    models = config.models if isinstance(config.models, ListConfig) else [config.models]
+    names = [run for name in models if name is not None for run in _runs_of(str(name), config.baseline)]
     baseline = [] if config.baseline is None else [str(config.baseline)]
-    return baseline, [run for name in models if name is not None for run in _runs_of(str(name), config.baseline)]
+    specs = [candidate(name, config) for name in [*names, *baseline]]
+    count = Counter(spec.name for spec in specs)
+    for number, (name, spec) in enumerate(zip([*names, *baseline], specs, strict=True)):
+        seed = (read_result(Path(name).expanduser()) or {}).get("seed")
+        if count[spec.name] > 1 and seed is not None and isinstance(spec, ModelSpec):
+            specs[number] = replace(spec, name=f"{spec.name}, seed {seed}")
+    return Candidates(tuple(specs[: len(names)]), specs[-1] if baseline else None), [*baseline, *names]
 
 
 def _runs_of(name: str, baseline: str | None) -> list[str]:
@@ -132,17 +137,6 @@ def _runs_of(name: str, baseline: str | None) -> list[str]:
     if trained and runs.skipped:
         log.warning("%s: %s of its runs are not finished and not evaluated", name, len(runs.skipped))
     return trained or [name]
-
-
-def _candidates(names: Sequence[str], baseline: Sequence[str], config: DictConfig) -> Candidates:
-    """Resolve the models, and add the seed to the names of runs that differ only in it."""
-    specs = [candidate(name, config) for name in [*names, *baseline]]
-    count = Counter(spec.name for spec in specs)
-    for number, (name, spec) in enumerate(zip([*names, *baseline], specs, strict=True)):
-        seed = (read_result(Path(name).expanduser()) or {}).get("seed")
-        if count[spec.name] > 1 and seed is not None and isinstance(spec, ModelSpec):
-            specs[number] = replace(spec, name=f"{spec.name}, seed {seed}")
-    return Candidates(tuple(specs[: len(names)]), specs[-1] if baseline else None)
 
 
 def candidate(name: str, config: DictConfig) -> ModelSpec | Endpoint:

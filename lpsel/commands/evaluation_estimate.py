@@ -25,7 +25,8 @@ from lpsel.model.spec import ModelSpec
 
 def evaluation_work(job: Job) -> list[Work]:
     """Estimate the work of every model of `lpsel evaluate` that runs on this machine."""
-    evaluator, candidates = build(job.config.evaluator), candidates_of(job.config)
+    evaluator = build(job.config.evaluator)
+    candidates, _ = candidates_of(job.config)
     evaluator.check(candidates)
     local = [model for model in candidates.all if isinstance(model, ModelSpec)]
     if isinstance(evaluator, PairwiseEvaluator):
@@ -59,12 +60,7 @@ def _work(job: Job, spec: ModelSpec, rows: int, passes: list[Pass]) -> Work:
 
 
 def judgments(experiment: DictConfig, cache_dir: Path, models: int) -> Iterator[str]:
-    """Yield a line for every evaluation of an experiment whose judge is an API server.
-
-    Args:
-        experiment: its `evaluate` has the overrides of `lpsel evaluate`, or several lists of them by name.
-        models: number of models that are judged.
-    """
+    """Yield a line for every evaluation of an experiment whose judge is an API server; `models` of them are judged."""
     for overrides in evaluations(experiment).values():
         with configured("evaluate"):
             evaluator = build(compose("evaluate", overrides=overrides).evaluator)

@@ -5,19 +5,24 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
-from lpsel.commands.evaluate import _candidates, _runs_of, _warn_of_toy_rows, candidates_of
+from lpsel.commands.evaluate import _runs_of, _warn_of_toy_rows, candidates_of
 from lpsel.commands.job import run
-from lpsel.config import build, config_dir, configured
+from lpsel.config import build, configured
 from lpsel.data.dataset import DatasetSpec
 from lpsel.errors import UserError
 
 
 @pytest.fixture
 def config():
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with configured("evaluate"):
         yield compose("evaluate")
+
+
+def candidates(config, *models, baseline=None):
+    config.models, config.baseline = list(models), baseline
+    return candidates_of(config)[0]
 
 
 def test_the_folder_of_a_sweep_stands_for_its_finished_training_runs_but_the_baseline(few_runs, caplog):
@@ -36,7 +41,7 @@ def test_runs_that_differ_only_in_their_seed_are_named_with_it(few_runs, tmp_pat
         runs.append(str(shutil.copytree(few_runs / "train" / "toy-llama-low", tmp_path / str(seed))))
         result = json.loads((few_runs / "train" / "toy-llama-low" / "result.json").read_text())
         (tmp_path / str(seed) / "result.json").write_text(json.dumps(result | {"seed": seed}))
-    models = _candidates(runs, [str(few_runs / "train" / "full")], config)
+    models = candidates(config, *runs, baseline=str(few_runs / "train" / "full"))
     one, two = (model.name for model in models.models)
     assert (one.removesuffix(", seed 1"), two.removesuffix(", seed 2")) == (one[:-8], one[:-8])
     assert "seed" not in models.baseline.name
@@ -48,7 +53,7 @@ def test_runs_that_differ_in_how_they_select_have_different_names(few_runs, tmp_
     settings = result["settings"] | {"length": "matched", "known": "drop", "pct_of": "tokens"}
     (tmp_path / "run" / "result.json").write_text(json.dumps(result | {"settings": settings}))
     runs = [str(few_runs / "train" / "toy-llama-low"), str(tmp_path / "run")]
-    plain, changed = (model.name for model in _candidates(runs, [], config).models)
+    plain, changed = (model.name for model in candidates(config, *runs).models)
     assert plain.endswith("lp_app low bucket by toy-llama, 25%")
     assert changed.endswith("lp_app low bucket of matched length without known rows by toy-llama, 25% of the tokens")
 
@@ -62,14 +67,14 @@ def test_a_result_that_lpsel_did_not_write_is_no_run(few_runs, tmp_path, config,
     result = json.loads((tmp_path / "theirs" / "result.json").read_text())
     (tmp_path / "theirs" / "result.json").write_text(json.dumps(result | changes))
     with pytest.raises(UserError) as caught:
-        _candidates([str(tmp_path / "theirs")], [], config)
+        candidates(config, str(tmp_path / "theirs"))
     assert caught.value.problem.startswith("neither a finished run of train.py (result.json with a model) nor")
 
 
 def test_a_real_model_on_the_embedded_rows_is_a_warning(few_runs, tmp_path, config, caplog):
     def warned(name, evaluator):
         caplog.clear()
-        _warn_of_toy_rows(evaluator, [name], _candidates([name], [], config))
+        _warn_of_toy_rows(evaluator, [name], candidates(config, name))
         return caplog.text
 
     trained = str(shutil.copytree(few_runs / "train" / "toy-llama-low", tmp_path / "run"))
