@@ -29,15 +29,19 @@ def configured(command: str) -> AbstractContextManager[None]:
     return initialize_config_dir(str(config_dir()), version_base="1.3", job_name=command)
 
 
+def group_dir(group: str) -> Path:
+    """Folder with the files of `group=`; every model can be used as a scorer."""
+    return config_dir() / ("model" if group == "scorer" else group)
+
+
 def choices(group: str) -> list[str]:
     """Valid names for `group=`, without shared base files."""
-    folder = config_dir() / ("model" if group == "scorer" else group)
-    return sorted(file.stem for file in folder.glob("*.yaml") if not file.stem.startswith("_"))
+    return sorted(file.stem for file in group_dir(group).glob("*.yaml") if not file.stem.startswith("_"))
 
 
 def choice(group: str, name: str) -> DictConfig:
     """Load the file of a choice with its base files, without overrides from the command line."""
-    node: Any = OmegaConf.load(config_dir() / group / f"{name}.yaml")
+    node: Any = OmegaConf.load(group_dir(group) / f"{name}.yaml")
     bases = [choice(group, base) for base in node.pop("defaults", []) if base != "_self_"]
     merged: Any = OmegaConf.merge(*bases, node)
     return merged

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from lpsel.config import choices, config_dir
+from lpsel.config import choices, group_dir
 from lpsel.distributed import is_main_process, started_together, temporary_folder
 from lpsel.errors import UserError
 
@@ -111,12 +111,8 @@ def _names_by_path(group: str) -> dict[str, str]:
     """Names in conf by the path or Hub id that they stand for."""
     from omegaconf import OmegaConf
 
-    folder = config_dir() / ("model" if group == "scorer" else group)
-    names = {}
-    for name in choices(group):
-        if name != "local" and (path := OmegaConf.select(OmegaConf.load(folder / f"{name}.yaml"), "path")):
-            names[path] = name
-    return names
+    files = {name: OmegaConf.load(group_dir(group) / f"{name}.yaml") for name in choices(group)}
+    return {path: name for name, file in files.items() if (path := OmegaConf.select(file, "path"))}
 
 
 def _quoted(value: str) -> str:
