@@ -24,7 +24,7 @@ from lpsel.storage import read_dict
 DIGEST = re.compile("[0-9a-f]{32}")
 FOLDER = re.compile(rf"(?:.*-)?({DIGEST.pattern})(?:-e\d.*)?")  # [LABEL-]DIGEST and, for scores, what was recorded
 FILE = re.compile(rf"({DIGEST.pattern}|[0-9a-f]{{16}}(?=-.)).*")  # a downloaded file has its name after the digest
-# Kinds that are expensive to recreate; entries of all other kinds are deleted when they are old.
+# Kinds that are expensive to recreate: their entries are not deleted while a run that used them exists.
 EXPENSIVE = ("scores", "answers", "verdicts", "trained")
 FILES = ("prompts", "hashes")  # kinds whose entries are files
 DAY = 24 * 60 * 60  # seconds
@@ -42,11 +42,6 @@ class Cached:
     size: int  # in bytes
     days: float  # since its last use
     runs: tuple[Path, ...]  # existing folders of finished runs that used it
-
-    @property
-    def needed(self) -> bool:
-        """Whether the entry is kept whatever its age."""
-        return self.kind in EXPENSIVE and bool(self.runs)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -110,9 +105,10 @@ def _describe(kind: str, paths: Sequence[Path], runs: Sequence[Path]) -> Cached:
 
 
 def prune(cache_dir: Path, days: float) -> list[Cached]:
-    """Delete entries that were last used more than `days` days ago and are not needed; returns the deleted entries."""
+    """Delete and return entries that were last used more than `days` days ago, except expensive ones of a run."""
     with exclusive(cache_dir):
-        old = [entry for entry in contents(cache_dir) if entry.days > days and not entry.needed]
+        entries = [entry for entry in contents(cache_dir) if entry.kind not in EXPENSIVE or not entry.runs]
+        old = [entry for entry in entries if entry.days > days]
         for entry in old:
             for path in entry.paths:
                 if path.is_dir():

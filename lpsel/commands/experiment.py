@@ -30,8 +30,7 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     on all rows, unless the evaluation sets one. A finished evaluation of the same runs is reused.
 
     Args:
-        sweep: the sweep's configuration with Hydra's node; `experiment.evaluate` has the overrides of `lpsel evaluate`,
-            or several lists of them by name.
+        sweep: the sweep's configuration with Hydra's node.
         runs: folders of finished training runs.
 
     Raises:
@@ -47,7 +46,8 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
         target = results[members[0]]["base_model"]
         untrained = target["path"] or target["name"]
         options = [f"{key}={json.dumps(target[key])}" for key in UNTRAINED if target.get(key) is not None]
-        trust = ["trust_remote_code=true"] if _trust_remote_code(members) else []
+        models = [read_json(member / RUN_CONFIG)["config"]["model"] for member in members]
+        trust = ["trust_remote_code=true"] if any(model["trust_remote_code"] is True for model in models) else []
         for suffix, overrides in evaluations(sweep.experiment).items():
             baseline = _baseline_in(overrides)
             named: dict[str, Any]
@@ -70,12 +70,6 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
         log.error("The report has what was evaluated: %s. Run the same command again to resume.", page)
         raise failed
     return page
-
-
-def _trust_remote_code(runs: Sequence[Path]) -> bool:
-    """Whether the user trusted the code of the trained model in any of these runs, which belong to the same sweep."""
-    models = [read_json(run_dir / RUN_CONFIG)["config"]["model"] for run_dir in runs]
-    return any(model["trust_remote_code"] is True for model in models)
 
 
 def _baseline_in(overrides: Sequence[str]) -> str | None:
@@ -106,7 +100,7 @@ def check_evaluations(sweep: DictConfig) -> None:
 
 
 def evaluations(experiment: DictConfig) -> dict[str, list[str]]:
-    """Overrides of each evaluation, by the suffix of its folder name."""
+    """Overrides of `lpsel evaluate` for each evaluation, by the suffix of its folder name."""
     evaluate: Any = OmegaConf.to_container(experiment.evaluate, resolve=True)
     if not isinstance(evaluate, dict):
         return {"": evaluate}

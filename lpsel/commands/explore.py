@@ -97,7 +97,9 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
         columns |= {"x": to_arrow(map_S2[:, 0]), "y": to_arrow(map_S2[:, 1])}
     else:
         notes.append(f"No map: {cache_dir} has no embeddings that this run used")
-    columns = {name: _without_infinity(values) for name, values in columns.items()}
+    for name, values in columns.items():
+        if pa.types.is_floating(values.type):  # infinity has no place in a plot and no form in JSON
+            columns[name] = pc.if_else(pc.is_inf(values), None, values)
     known = {name: values for name, values in columns.items() if values.null_count < len(values)}
     explorer = Explorer(
         name=run.name,
@@ -124,11 +126,6 @@ def read_texts(source: Source, rows: Sequence[int], ids: pa.Array | None) -> dic
         texts["response"].append(_joined([turn.content for turn in response]))
         texts["characters"].append(example.characters()[1])
     return {name: pa.array(values) for name, values in texts.items()}
-
-
-def _without_infinity(values: Any) -> Any:
-    """Replace infinite numbers of an Arrow column by null: they have no place in a plot and no form in JSON."""
-    return pc.if_else(pc.is_inf(values), None, values) if pa.types.is_floating(values.type) else values
 
 
 def _joined(parts: Sequence[str], *more: str) -> str:

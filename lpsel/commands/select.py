@@ -43,19 +43,14 @@ PARQUET_OPTIONS: dict[str, Any] = {
 def run(job: Job) -> dict[str, Any]:
     inputs = prepare_inputs(job.config, job.cache_dir, job.training_setup, tokens_of=build(job.config.scorer))
     job.start_tracking()
-    selection, scores = select_rows(inputs)
+    table, scores = load_table(inputs)
+    selection = select(table, inputs.spec, inputs.pct, inputs.seed)
     if not is_main_process():
         return {}
     written = write_selection(inputs, selection, scores, job.run_dir, job.tracker, job.tracker.log_artifact)
     result = {"command": "select"} | written
     log.info(as_text(lines(result_summary.run(result))))
     return result
-
-
-def select_rows(inputs: Inputs) -> "tuple[Selection, Scores | None]":
-    """Apply the rule to the table of scores; returns the selection, and the scores folder if a scorer computed it."""
-    table, scores = load_table(inputs)
-    return select(table, inputs.spec, inputs.pct, inputs.seed), scores
 
 
 def write_selection(

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from lpsel.commands import result_summary
 from lpsel.commands.job import Job
-from lpsel.commands.select import describe_model, select_rows, write_selection
-from lpsel.commands.selection_inputs import prepare_inputs, warn_of_toy
+from lpsel.commands.select import describe_model, write_selection
+from lpsel.commands.selection_inputs import load_table, prepare_inputs, warn_of_toy
 from lpsel.commands.tracked_values import log_ledger
 from lpsel.config import build
 from lpsel.console import as_text, lines
@@ -28,6 +28,7 @@ from lpsel.model.export import save_model
 from lpsel.model.load import check_model, load_tokenizer, locate, with_template
 from lpsel.model.spec import ModelSpec
 from lpsel.scoring.scorer import checked_tokens
+from lpsel.selection.select import select
 from lpsel.tracking.artifacts import model_artifact, model_name
 from lpsel.training.costs import ledger
 from lpsel.training.monitors import LossSpikes, UntrainedTokens
@@ -53,7 +54,8 @@ def run(job: Job) -> dict[str, Any]:
     path = locate(spec, job.cache_dir)
     job.start_tracking()
 
-    selection, scores = select_rows(inputs)
+    table, scores = load_table(inputs)
+    selection = select(table, inputs.spec, inputs.pct, inputs.seed)
     result: dict[str, Any] = {"command": "train"}
     if is_main_process():
         result |= write_selection(inputs, selection, scores, job.run_dir, job.tracker, job.tracker.use_artifact)
