@@ -27,28 +27,18 @@ def register_secret(value: str) -> None:
 
 def redact(text: str) -> str:
     """Replace every secret in the environment by ***, including its JSON and URL-quoted forms."""
-    pattern = _secrets()
+    named = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    pattern = _pattern(frozenset(named | _registered))
     return pattern.sub("***", text) if pattern else text
 
 
 def redacted(value: Any) -> Any:
     """Redact all strings in a JSON-like value."""
-    pattern = _secrets()
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {walk(name): walk(v) for name, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [walk(v) for v in value]
-        return pattern.sub("***", value) if pattern and isinstance(value, str) else value
-
-    return walk(value)
-
-
-def _secrets() -> re.Pattern[str] | None:
-    """Pattern that matches the secrets currently in the environment; None without secrets."""
-    named = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
-    return _pattern(frozenset(named | _registered))
+    if isinstance(value, dict):
+        return {redacted(name): redacted(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(v) for v in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 @lru_cache(maxsize=8)
