@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lpsel.cache import used_by
+from lpsel.clustering.embeddings import cached_embeddings
 from lpsel.commands.arguments import OneLineParser, checked_rows, dataset_error, dataset_of_run, selection_table
 from lpsel.commands.result_summary import statistics
 from lpsel.commands.show import find_run
@@ -64,7 +65,6 @@ def explore(folder: Path, out: Path | None, dataset: str | None, cache_dir: Path
 
 def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer", list[str]]:
     """Read the rows of a run to show; returns them with notes on missing parts."""
-    from lpsel.clustering.embeddings import cached_embeddings
     from lpsel.report.explorer import MOST_ROWS, SAMPLE, Explorer, fair_sample, map_of
 
     notes: list[str] = []

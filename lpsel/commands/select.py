@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,15 +20,13 @@ from lpsel.data.paths import absolute
 from lpsel.data.subset import write_subset
 from lpsel.distributed import is_main_process
 from lpsel.model.spec import ModelSpec
+from lpsel.scoring.store import Scores
 from lpsel.selection.diagnosis import diagnosis
 from lpsel.selection.select import Selection, select
 from lpsel.selection.summary import ends, examples, summary
 from lpsel.storage import sha256_of, write_atomically
 from lpsel.tracking.artifacts import Artifact, scores_artifact, subset_artifact
 from lpsel.tracking.tracker import Tracker
-
-if TYPE_CHECKING:
-    from lpsel.scoring.store import Scores
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ def run(job: Job) -> dict[str, Any]:
 def write_selection(
     inputs: Inputs,
     selection: Selection,
-    scores: "Scores | None",
+    scores: Scores | None,
     run_dir: Path,
     tracker: Tracker,
     track_subset: Callable[[Artifact], None],
@@ -109,7 +107,7 @@ def _query(inputs: Inputs) -> dict[str, Any] | None:
     return {"path": query.spec.path, "rows": len(query), "fingerprint": query.fingerprint, "rows_in_data": overlap}
 
 
-def _origin_of(scores: "Scores | None", inputs: Inputs) -> dict[str, Any]:
+def _origin_of(scores: Scores | None, inputs: Inputs) -> dict[str, Any]:
     """Describe the origin of the scores, and the cost of computing them, in this run or an earlier one."""
     if scores is None:
         return {"scores": inputs.scores_file, "scorer": None, "scores_reused": None, "scoring": None}

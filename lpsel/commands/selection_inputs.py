@@ -26,6 +26,7 @@ from lpsel.model.load import load_tokenizer, locate, with_template
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.run_config import SCORER, TARGET
 from lpsel.scoring.read import SCORES_FILE, read_scores
+from lpsel.scoring.store import Scores
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection import rules
 from lpsel.selection.budget import rounded_rows
@@ -34,7 +35,6 @@ from lpsel.selection.rules import PROMPT
 from lpsel.selection.spec import SelectionSpec, selection
 
 if TYPE_CHECKING:
-    from lpsel.scoring.store import Scores
     from lpsel.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ def _part(name: str, hint: str) -> SelectionSpec:
     return build(choice("selection", name))
 
 
-def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
+def load_table(inputs: Inputs) -> tuple[ScoreTable, Scores | None]:
     """Load or compute the table to select from; returns it, and the scores folder if a scorer computed it.
 
     Raises:
