@@ -12,14 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 
 from lpsel import cli, sweep
 from lpsel.cli import FLAG_COMMANDS, HYDRA_COMMANDS
 from lpsel.command_line import _option_names, check_arguments
 from lpsel.commands import experiment
-from lpsel.config import config_dir
+from lpsel.config import configured
 from lpsel.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def test_commands_with_flags_answer_before_torch_is_imported():
 
 @pytest.mark.parametrize("command", HYDRA_COMMANDS)
 def test_help_fits_the_terminal_and_lists_ten_options_that_exist_and_how_to_see_all(command):
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with configured(command):
         text = compose(command, overrides=[f"hydra.job.name={command}"], return_hydra_config=True).hydra.help.template
     assert max(map(len, text.splitlines())) <= 80
     options = re.findall(r"^  ([\w.]+)=[A-Za-z]+ ", text, re.MULTILINE)

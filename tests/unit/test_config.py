@@ -6,13 +6,13 @@ from pathlib import Path
 
 import fixtures.configurations
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import lpsel.sweep  # noqa: F401  names the folders of sweeps in conf/base.yaml
-from lpsel.config import build, choices, config_dir
+from lpsel.config import build, choices, config_dir, configured
 from lpsel.model.spec import ScorerSpec
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -42,7 +42,7 @@ NEEDED = {
 
 @pytest.fixture(autouse=True, scope="module")
 def hydra():
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with configured("train"):
         yield
 
 

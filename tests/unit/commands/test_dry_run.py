@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from fixtures.configurations import compose
-from hydra import initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lpsel.commands import work_estimate
 from lpsel.commands.dry_run import Work, planned_work, print_plan, print_table, short_names
 from lpsel.commands.job import run
 from lpsel.commands.work_estimate import GIB
-from lpsel.config import build, config_dir
+from lpsel.config import build, configured
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
 from lpsel.model.load import load_model
@@ -34,7 +33,7 @@ def given(tmp_path, toy_model, data):
 
 
 def plan(tmp_path, *overrides, command="train"):
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with configured(command):
         config = compose(command, overrides=["dry_run=true", *overrides])
     return planned_work(command, config, tmp_path / "run")
 
@@ -163,7 +162,7 @@ def test_plans_of_the_papers_models_need_no_network_and_no_gpu(tmp_path, instruc
     assert train.problem.startswith("needs 219")
     assert train.problem.endswith(" GiB on each GPU, which has 80, a tenth of it in reserve")
     assert train.hint.startswith("set trainer=fsdp trainer.devices=4; ")  # with packs of 512 tokens
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with configured("train"):
         config = compose("train", overrides=[*overrides, "gpu_memory_gib=80"])
     with pytest.raises(UserError, match="opt-13b: needs 219"):
         print_plan("train", config, tmp_path / "run")
@@ -215,7 +214,7 @@ def test_jobs_are_named_without_the_options_that_all_share():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 def test_estimated_states_equal_those_of_training(optimizer, toy_model):
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with configured("train"):
         config = compose("train", overrides=["model=local", f"model.path={toy_model}", f"optimizer={optimizer}"])
     spec = build(config.model)
     model = load_model(spec, str(toy_model), torch.float32)
@@ -233,7 +232,7 @@ def test_estimated_states_equal_those_of_training(optimizer, toy_model):
 
 
 def test_llama_2_7b_as_in_docs_memory():
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with configured("train"):
         spec = build(compose("train", overrides=["model=llama2-7b"]).model)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**spec.architecture))
