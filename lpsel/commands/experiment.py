@@ -49,7 +49,8 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
         models = [read_json(member / RUN_CONFIG)["config"]["model"] for member in members]
         trust = ["trust_remote_code=true"] if any(model["trust_remote_code"] is True for model in models) else []
         for suffix, overrides in evaluations(sweep.experiment).items():
-            baseline = _baseline_in(overrides)
+            given = [each.removeprefix("baseline=") for each in overrides if each.startswith("baseline=")]
+            baseline = given[0].strip("\"'") if given else None
             named: dict[str, Any]
             if baseline is None:
                 named = {
@@ -70,14 +71,6 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
         log.error("The report has what was evaluated: %s. Run the same command again to resume.", page)
         raise failed
     return page
-
-
-def _baseline_in(overrides: Sequence[str]) -> str | None:
-    """The baseline that overrides set, or None."""
-    for override in overrides:
-        if override.startswith("baseline="):
-            return override.removeprefix("baseline=").strip("\"'")
-    return None
 
 
 def check_merged(train: DictConfig) -> None:
