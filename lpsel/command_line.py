@@ -44,12 +44,7 @@ HYDRA_FLAGS = (
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Check the command line before Hydra writes it to the run folder.
-
-    Raises:
-        UserError: it contains a key or password, an option with dashes, or an override without a name or a value, or
-            the run folder is not writable.
-    """
+    """Raise a UserError for a key or an invalid option before Hydra writes the command line to the run folder."""
     for position, argument in enumerate(arguments):
         if secret := SECRET.search(argument) or KEY.search(argument):
             raise UserError(

@@ -82,10 +82,7 @@ def default_cache() -> str:
 
 
 def _stem(path: str | Sequence[str]) -> str:
-    """Short name of a file, folder, glob or Hub id: `dolly` for data/dolly.jsonl.xz, `data` for data/*.jsonl.
-
-    For a list, the name of the first item.
-    """
+    """Short name of a path, or the first of a list: `dolly` for data/dolly.jsonl.xz, `data` for data/*.jsonl."""
     first = path if isinstance(path, str) or not path else path[0]
     for part in reversed(Path(str(first)).parts):
         name = part

@@ -115,11 +115,7 @@ def as_text(table: Table) -> str:
 def table(
     columns: Iterable[str], right: Collection[str] = (), title: str | None = None, notes: Iterable[str] = ()
 ) -> Table:
-    """Create an empty table; columns are left-aligned, except those in `right`.
-
-    Args:
-        notes: lines below the table, without markup.
-    """
+    """Create an empty table; columns are left-aligned, except those in `right`, and `notes` are lines below it."""
     created = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
     created.caption, created.caption_justify = Text("\n".join(notes)), "left"
     created.title = None if title is None else Text(title)
@@ -140,11 +136,7 @@ def lines(pairs: Iterable[tuple[str, str]], title: str | None = None) -> Table:
 
 
 def end(next_step: str, written: Path) -> None:
-    """Print the suggested next step and, as the last line, the path that a command has written.
-
-    Args:
-        next_step: a command or an instruction; `{}` is replaced by the path, quoted and relative to the current folder.
-    """
+    """Print the suggested next step, with the path in place of `{}`, and as the last line the path that was written."""
     here = Path.cwd().resolve()
     argument = written.relative_to(here) if written.is_relative_to(here) else written
     print(f"Next: {next_step.format(shlex.quote(str(argument)))}")

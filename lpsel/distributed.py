@@ -200,17 +200,13 @@ def _init_process_group() -> None:
 
 
 class Interrupted(BaseException):
-    """Raised when a signal ends the command. Not an Exception, so that no `except Exception` continues after it.
-
-    Attributes:
-        status: exit status, 128 plus the signal number.
-        all_ranks: whether all ranks received the signal.
-    """
+    """Raised when a signal ends the command. Not an Exception, so that no `except Exception` continues after it."""
 
     def __init__(self, number: int, saved: str = "finished work is saved", all_ranks: bool = False) -> None:
         name = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
         super().__init__(f"{name}; {saved}; run the same command again to resume")
-        self.status, self.all_ranks = 128 + number, all_ranks
+        self.status = 128 + number  # exit status
+        self.all_ranks = all_ranks  # whether all ranks received the signal
 
 
 class _Received:
@@ -251,11 +247,7 @@ def signals_interrupt() -> Iterator[None]:
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Context manager that defers signals: the code checks `pending_signal` and raises `Interrupted` after saving.
-
-    Raises:
-        Interrupted: at the end, if the code has not handled a signal.
-    """
+    """Context manager that defers signals: `Interrupted` is raised at the end, or by `end_if_signaled` after saving."""
     _Received.deferred = True
     try:
         yield

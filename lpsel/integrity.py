@@ -34,11 +34,6 @@ def seal(manifest: Path, files: Collection[str], described: dict[str, Any]) -> N
 def unseal(manifest: Path, file_format: int) -> dict[str, Any]:
     """Read a manifest and verify the hashes of its files.
 
-    Each process hashes a file only once, unless its size, times or inode change.
-
-    Args:
-        file_format: the format version that this version of lpsel reads.
-
     Raises:
         Damaged: the manifest is not readable or has a different format, or a file is missing or has changed.
     """

@@ -32,9 +32,6 @@ def hydra_arguments(command: str, arguments: list[str]) -> list[str]:
     - Unless they are set, a real model implies the paper's dataset and scorer, and a dataset other than the embedded
       one implies a real scorer. An experiment sets its own.
     - If several ranks start together, only the main process uses the run folder named by the time.
-
-    Raises:
-        UserError: a sweep mixes names and paths.
     """
     rewritten: list[str] = []
     for argument in arguments:
@@ -81,7 +78,7 @@ def _rewrite(command: str, override: str) -> list[str]:
 
 
 def _choice_or_path(group: str, value: str) -> list[str]:
-    """`group=value`, or `group=local group.path=value` if the values are paths or Hub ids."""
+    """`group=value`, or `group=local group.path=value` for paths and Hub ids; raises a UserError for a mix of both."""
     as_path = [f"{group}=local", f"{group}.path={_quoted(value)}"]
     if value.startswith("[") and group == "dataset":
         return as_path

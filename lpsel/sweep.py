@@ -92,11 +92,7 @@ class SweepCallback(Callback):
 
 
 def _prepare(folder: Path, config: DictConfig) -> None:
-    """Create or clear the folder of outcomes; several calls of the same sweep that run at once share it.
-
-    Raises:
-        UserError: another sweep is running in it, whose jobs have the same numbers.
-    """
+    """Create or clear the folder of outcomes; several calls of the same sweep that run at once share it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock_file = Path(f"{folder}.lock")
     lock_file.touch()
@@ -107,7 +103,7 @@ def _prepare(folder: Path, config: DictConfig) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     except BlockingIOError:
         fcntl.flock(lock, fcntl.LOCK_SH)  # waits until the other call has written the file
-        if (running := read_dict(folder / SWEEP_FILE).get("sweep", name)) != name:
+        if (running := read_dict(folder / SWEEP_FILE).get("sweep", name)) != name:  # its jobs have the same numbers
             problem, hint = f"another sweep is running in it ({running})", "wait, or name another folder"
             raise UserError("hydra.sweep.dir", sweep_dir(), problem, hint) from None
     folder.mkdir(exist_ok=True)

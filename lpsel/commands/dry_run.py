@@ -40,7 +40,7 @@ from lpsel.training.checkpoint import CHECKPOINTS_KEPT
 
 
 def print_plan(command: str, config: DictConfig, folder: Path) -> None:
-    """Print the plan of one job; raises a UserError if a model does not fit, and the errors of `planned_work`."""
+    """Print the plan of one job; raises a UserError if a model does not fit or the job would end with one."""
     work = planned_work(command, config, folder)
     print_table([(command, work)])
     if command == "evaluate":
@@ -63,9 +63,6 @@ def planned_work(command: str, config: DictConfig, folder: Path, *, scores_exist
 
     Args:
         scores_exist: whether the file `scores=` exists and is checked; otherwise it is written before the job runs.
-
-    Raises:
-        UserError: the configuration, the dataset, the examples of the task or the given scores are invalid.
     """
     job = Job.of(command, config, folder)
     if job.run_config.finished(folder):
@@ -99,12 +96,7 @@ def planned_work(command: str, config: DictConfig, folder: Path, *, scores_exist
 def _scoring(
     job: Job, scorer: ScorerSpec, source: Source, query: Source | None, epochs: int, columns: tuple[str, ...]
 ) -> Work:
-    """Estimate the training and the recording passes of a scorer.
-
-    Args:
-        query: examples of the task, if the scorer is trained on these instead of the rows of `source`.
-        columns: additional columns to record.
-    """
+    """Estimate the passes of a scorer that trains on `query`, if any, or `source`, and records the rows of `source`."""
     scorer, model, rows = estimate.with_rows(scorer, source, job.cache_dir)
     trained_rows = rows
     if query is not None:
@@ -209,10 +201,9 @@ def _disk(config: DictConfig, model: ModelShape, adapter: Adapter | None) -> flo
 
 
 def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: bool = False) -> None:
-    """Print the work of jobs in order. Scores from an earlier job or the cache are listed, but not counted again.
+    """Print the work of jobs, None for a finished one. Scores from an earlier job or the cache are not counted again.
 
     Args:
-        jobs: names with their work, None for a finished job.
         experiment: whether an evaluation and a report follow.
     """
     numbers = ("rows", "tokens", "FLOPs", "GiB per device")

@@ -87,8 +87,7 @@ def judgments_of(evaluator: Any, cache_dir: Path, models: int) -> Iterator[str]:
 def _line(judge: OpenAIJudge, models: int, prompts: int, read: int, written: int | None) -> str:
     """Describe the number of judgments and their maximum price, for answers of maximum length.
 
-    Args:
-        read, written: tokens of one model's prompts and replies in one order; None if replies have no limit.
+    `read` and `written` are tokens of one model's prompts and replies in one order; None if replies have no limit.
     """
     orders = len(judge.orders)
     questions = models * orders

@@ -20,11 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def check_rows(spec: SelectionSpec, clusters: Clusters, source: Source, scores: ScoreTable | None) -> None:
-    """Raise the UserError of a run whose rows lack a column or are all without an answer; models are not needed.
-
-    Args:
-        scores: those from a file, if there are any, which may have clusters and columns of their own.
-    """
+    """Raise the UserError of a run whose rows lack a column or are all without an answer; models are not needed."""
     if spec.group is not None:
         prompt_numbers(source, spec.group)
     by_column = isinstance(clusters, Column) or (isinstance(clusters, Auto) and source.spec.cluster_column is not None)
@@ -69,11 +65,7 @@ def _sorted(ids: pa.Array) -> pa.Array:
 
 
 def numeric_columns(source: Source, spec: SelectionSpec, scores: ScoreTable | None) -> dict[str, NDArray[np.float64]]:
-    """Return the columns that a rule ranks by and the scores lack, read from the rows, (N,) each.
-
-    Raises:
-        UserError: a row does not have a number in such a column.
-    """
+    """Read the columns that a rule ranks by and the scores lack, (N,) each; raises a UserError for a missing number."""
     known = spec.records if scores is None else scores.columns
     names = [name for name in spec.columns if name is not None and name not in known]
     if not names:

@@ -150,11 +150,7 @@ def _embedder_path(option: str, value: str, model: ModelSpec, cache_dir: Path) -
 
 
 def query_source(config: DictConfig, spec: SelectionSpec) -> Source | None:
-    """Examples of the user's task, if any. If the rule does not use them, their overlap with the data is reported.
-
-    Raises:
-        UserError: the rule needs examples, or they cannot be read.
-    """
+    """Examples of the user's task, if any. If the rule does not use them, their overlap with the data is reported."""
     if not OmegaConf.is_config(config.query):
         raise UserError("query", config.query, "query is a group of options", f"set query.path={config.query}")
     if config.query.path is None:

@@ -42,9 +42,7 @@ def log_rows(
 ) -> None:
     """Log histograms of the scores, and a table of the first, the last and random rows of the ranking.
 
-    Args:
-        positions: positions of the rows in the selection, by group.
-        examples: rows by row number.
+    `positions` in the selection are by group, `examples` by row number.
     """
     if not tracker.enabled:
         return
