@@ -24,12 +24,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
+from rich.text import Text
 
+from lpsel import console
 from lpsel.command_line import check_run, fail, is_user_error
 from lpsel.commands.job import Job, ranks_run
 from lpsel.distributed import agree, at_end, is_main_process
 from lpsel.errors import UserError, first_line, resource_errors
-from lpsel.model.device import use_one_device
+from lpsel.model.device import free_memory, use_one_device
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.redact import printable, redact
 from lpsel.run_config import check_headers
@@ -166,8 +168,6 @@ def run_job(command: str, config: DictConfig) -> None:
     if is_main_process():
         write_json(_outcomes_dir(config) / f"{outcome.number}.json", asdict(outcome))
     if "torch" in sys.modules:
-        from lpsel.model.device import free_memory
-
         free_memory()
 
 
@@ -233,10 +233,6 @@ def _all_outcomes(sweep: DictConfig) -> list[Outcome]:
 
 def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
     """Print a table of the outcomes of all jobs, or their plans for a dry run."""
-    from rich.text import Text
-
-    from lpsel import console
-
     if sweep.get("dry_run"):
         return _print_plans(outcomes, sweep)
     from lpsel.commands.runs import key_figures

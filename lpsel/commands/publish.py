@@ -3,7 +3,11 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from httpx import HTTPError
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from lpsel import console, report
 from lpsel.commands.arguments import OneLineParser
@@ -13,9 +17,6 @@ from lpsel.errors import UserError, first_line
 from lpsel.integrity import Damaged, check_files
 from lpsel.output_folder import MARKER, SUBSET_FILES, output_folder
 from lpsel.run_config import PUBLISHED, RESULT, read_result
-
-if TYPE_CHECKING:
-    from huggingface_hub import DatasetCard
 
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 LARGEST = "n>1M"
@@ -93,10 +94,6 @@ def upload(folder: Path, to: str, private: bool) -> str:
     Raises:
         UserError: the upload failed; the error has the Hub's response, without the token.
     """
-    from httpx import HTTPError
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
     api = HfApi()
     try:
         api.create_repo(to, repo_type="dataset", private=private, exist_ok=True)
@@ -114,10 +111,8 @@ def upload(folder: Path, to: str, private: bool) -> str:
     return f"{api.endpoint}/datasets/{to}"
 
 
-def card(result: dict[str, Any], data: Path, license: str) -> "DatasetCard":
+def card(result: dict[str, Any], data: Path, license: str) -> DatasetCard:
     """Create the dataset card of a selection: metadata for the Hub, and a description."""
-    from huggingface_hub import DatasetCard, DatasetCardData
-
     source, scorer = result["dataset"], result["scorer"]
     hub_id = source["path"] if is_hub_id(source["path"]) else None
     metadata = DatasetCardData(
