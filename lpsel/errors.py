@@ -33,11 +33,10 @@ class UserError(ValueError):
         self.name, self.value, self.problem, self.hint, self.location = str(name), value, problem, hint, location
 
     def __str__(self) -> str:
-        subject = self.name if self.value is None else f"{self.name}={self.value}"
-        if not self.problem:  # a message that was composed elsewhere
-            return f"{self.location}: {subject}" if self.location else subject
-        parts = [self.problem] if not self.hint else [self.problem, self.hint[:1].upper() + self.hint[1:]]
-        text = f"{subject}: " + " ".join(part if part.endswith(("?", ".")) else f"{part}." for part in parts)
+        text = self.name if self.value is None else f"{self.name}={self.value}"
+        if self.problem:  # otherwise, the name is a message that was composed elsewhere
+            sentences = filter(None, [self.problem, self.hint[:1].upper() + self.hint[1:]])
+            text += ": " + " ".join(s if s.endswith(("?", ".")) else f"{s}." for s in sentences)
         return f"{self.location}: {text}" if self.location else text
 
     def at(self, location: object) -> "UserError":
