@@ -34,17 +34,14 @@ NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '(?P<key>[^=']+)=(?P<value>.*)'")
 MAX_LISTED = 20  # choices listed in a message
 SECONDS_FOR_MAIN_PROCESS = 5  # time to print an error: torchrun ends all ranks when the first one exits
-FLAGS_WITH_VALUE = (
-    "--cfg", "-c", "--package", "-p", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn",
-    "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
-)  # fmt: skip
-HYDRA_FLAGS = (
-    "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", *FLAGS_WITH_VALUE,
-)  # fmt: skip
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
     """Raise a UserError for a key or an invalid option before Hydra writes the command line to the run folder."""
+    from hydra._internal.utils import get_args_parser
+
+    # Whether each of Hydra's flags takes a value
+    flags = {flag: action.nargs != 0 for action in get_args_parser()._actions for flag in action.option_strings}
     for position, argument in enumerate(arguments):
         if secret := SECRET.search(argument) or KEY.search(argument):
             raise UserError(
@@ -59,8 +56,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
                 hint="remove it; keys are read from the environment",
             )
         name, equals, value = argument.partition("=")
-        has_dashes = name.startswith("-") and name not in HYDRA_FLAGS
-        is_value_of_flag = position > 0 and arguments[position - 1] in FLAGS_WITH_VALUE
+        has_dashes = name.startswith("-") and name not in flags
+        is_value_of_flag = position > 0 and flags.get(arguments[position - 1], False)
         is_accepted = bool(equals) or is_value_of_flag or argument.startswith(("-", "~"))
         if has_dashes or not is_accepted:
             intended = _guess_override(name, value, arguments[position + 1 :])
