@@ -137,10 +137,14 @@ def lines(pairs: Iterable[tuple[str, str]], title: str | None = None) -> Table:
 
 def end(next_step: str, written: Path) -> None:
     """Print the suggested next step, with the path in place of `{}`, and as the last line the path that was written."""
-    here = Path.cwd().resolve()
-    argument = written.relative_to(here) if written.is_relative_to(here) else written
-    print(f"Next: {next_step.format(shlex.quote(str(argument)))}")
+    print(f"Next: {next_step.format(shlex.quote(str(relative(written))))}")
     print(written, flush=True)
+
+
+def relative(path: Path) -> Path:
+    """The path relative to the current folder, if it is in it."""
+    here = Path.cwd().resolve()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def decimals(value: float | None) -> str:

@@ -144,7 +144,5 @@ def _one_line(text: str) -> Text:
 
 def _names(runs: Sequence[Path]) -> str:
     """Names of the first runs, relative to the current folder, and the number of the others."""
-    here = Path.cwd()
-    names = [str(run.relative_to(here) if run.is_relative_to(here) else run) for run in runs[:LISTED]]
     more = [f"{len(runs) - LISTED} more"] if len(runs) > LISTED else []
-    return ", ".join([*names, *more])
+    return ", ".join([*(str(console.relative(run)) for run in runs[:LISTED]), *more])

@@ -100,7 +100,6 @@ def as_json(folder: Path, run: Run | str, measured: list[Measure]) -> dict[str, 
 def table(entries: Sequence[Entry], columns: Sequence[str]) -> Table:
     """Table with a row for every run, and for every skipped folder with the reason."""
     listing = console.table(columns, right=["rows"])
-    here = Path.cwd().resolve()
     several_seeds = len({run.get("seed") for _, run, _ in entries if isinstance(run, Run)} - {None}) > 1
     for folder, run, measured in entries:
         if isinstance(run, Run):
@@ -109,8 +108,7 @@ def table(entries: Sequence[Entry], columns: Sequence[str]) -> Table:
                 cells["run"] += f" seed {run.get('seed')}"
         else:
             cells = {"run": next((log.stem for log in folder.glob("*.log")), ""), "figures": run}
-        below = folder.is_relative_to(here) and folder != here
-        cells["folder"] = str(folder.relative_to(here) if below else folder)
+        cells["folder"] = str(folder if folder == Path.cwd().resolve() else console.relative(folder))
         listing.add_row(*(Text(cells.get(column, "")) for column in columns))
     return listing
 
