@@ -208,7 +208,7 @@ def test_a_run_that_fails_leaves_the_finished_result(copied, monkeypatch):
     with pytest.raises(UserError, match="pct=0"):
         again("pct=0")
     assert (folder / "again" / "result.json").read_bytes() == finished
-    monkeypatch.setattr("lpsel.commands.select.select_rows", lambda *_: 1 / 0)
+    monkeypatch.setattr("lpsel.commands.select.select", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         again()
     assert (folder / "again" / "result.json").read_bytes() == finished
