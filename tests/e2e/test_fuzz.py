@@ -183,6 +183,7 @@ PIECES = [
 
 @fuzz
 @given(st.text(max_size=40) | st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+@example("[[A]]\n[[B]]")
 @example("[[A]]" + " " * 200_000 + "x")
 @example("[[A: 1]]" * 20_000)
 @example(" " * 200_000 + "A")
@@ -191,8 +192,10 @@ def test_any_reply_is_a_verdict_or_none(reply):
     for parse in (pairwise, letter, score):
         assert parse(reply) in (None, 1, 1.5, 2)
     said = reply.rpartition("</think>")[2]
-    letters = set(re.findall(r"\[\[([ABC])\]\]", said))
-    assert (pairwise(reply) is None) or len(letters) == 1
+    mark = r"\[\[[ABC]\]\]"
+    before_on_its_line = said[: said.rfind("[[")].rpartition("\n")[2]
+    one_verdict = len(set(re.findall(mark, said))) == 1 or not re.search(mark, before_on_its_line)
+    assert pairwise(reply) is None or one_verdict
     assert score(reply) is None or said.rstrip(" \n\t\r.*_`").endswith("]]")
 
 
