@@ -60,7 +60,8 @@ class CSVTracker(Tracker):
         """Write these rows to a new metrics.csv, and keep its logger for further rows."""
         from lightning.pytorch.loggers import CSVLogger
 
-        with warnings.catch_warnings(action="ignore"):  # that the folder is not empty
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
             self._logger = CSVLogger(self.run_dir, name="", version="", flush_logs_every_n_steps=1)
             _ = self._logger.experiment  # which deletes metrics.csv
         for self._step, row in rows:
