@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lpsel.data.column_forms import Form, choose_form, forms_of, mapped_form, to_example
-from lpsel.data.content_ids import Contents, Scan, contents_of, counts, fingerprint, listed, scan
 from lpsel.data.example import EMPTY_ANSWERS, NO_ANSWER, Example, merge_system
 from lpsel.data.formats import Numbered, Part, reader_of
 from lpsel.data.paths import file_state, hub_commit, hub_error, is_hub_id, local_files
 from lpsel.errors import UnusableRow, UserError, check_choice, check_flag, check_int, skipped
-from lpsel.toy.data import generate
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from lpsel.data.content_ids import Contents, Scan
 
 log = logging.getLogger(__name__)
 NO_CONTENT = Example(())
@@ -159,7 +160,7 @@ class Source:
         """Apply `lpsel.errors.skipped` with the settings of this dataset."""
         return skipped(error, location, self.spec.bad_rows, self.option)
 
-    def check_skipped(self, unusable: pa.Array | None) -> None:
+    def check_skipped(self, unusable: "pa.Array | None") -> None:
         """Raise an error for the first unusable row, which an earlier run with bad_rows=skip found, if bad_rows=error.
 
         Args:
@@ -176,7 +177,9 @@ class Source:
         return part.at(number)
 
     @property
-    def _scan(self) -> Scan:
+    def _scan(self) -> "Scan":
+        from lpsel.data.content_ids import scan
+
         if self._scanned is None:
             self._scanned = scan(self)
             self.report_unusable()
@@ -184,6 +187,8 @@ class Source:
 
     def report_unusable(self) -> None:
         """Log how many rows are skipped, if the rows have been read; raises a UserError if all are unusable."""
+        from lpsel.data.content_ids import counts, listed
+
         kinds = {} if self._scanned is None else counts(self._scanned.unusable)
         if not kinds:
             return
@@ -194,33 +199,37 @@ class Source:
         log.info(f"Rows: {unusable:,} of {n:,} rows of {name} are unusable and skipped: {listed(kinds)}")
 
     @property
-    def ids(self) -> pa.LargeStringArray:
+    def ids(self) -> "pa.LargeStringArray":
         """The content id of every row, in order; the first access reads the source."""
         return self._scan.ids
 
     @property
-    def unusable(self) -> pa.Array | None:
+    def unusable(self) -> "pa.Array | None":
         """The kind of every unusable row (N,), null for the others; None if all rows are usable."""
         return self._scan.unusable
 
     @property
-    def empty_answer(self) -> NDArray[np.bool_]:
+    def empty_answer(self) -> "NDArray[np.bool_]":
         """Whether the answers of each row are empty or white space, bool (N,)."""
         return self._scan.answers == EMPTY_ANSWERS
 
     @property
-    def no_answer(self) -> NDArray[np.bool_]:
+    def no_answer(self) -> "NDArray[np.bool_]":
         """Whether each row is usable but has no answer to train on, bool (N,)."""
         return self._scan.answers == NO_ANSWER
 
     @cached_property
-    def contents(self) -> Contents:
+    def contents(self) -> "Contents":
         """The distinct contents of the usable rows."""
+        from lpsel.data.content_ids import contents_of
+
         return contents_of(self.ids, self.unusable)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the ids in order: the same for the same rows, whatever the file, column form or name."""
+        from lpsel.data.content_ids import fingerprint
+
         return fingerprint(self.ids)
 
     @cached_property
@@ -256,6 +265,8 @@ class Source:
     def _parts(self) -> Iterator[Part]:
         spec = self.spec
         if spec.path is None:
+            from lpsel.toy.data import generate
+
             rows = generate(split=spec.split, **(spec.synthetic or {}))
             yield Part(self._location, "row", map(Numbered, count(1), rows))
         elif not self.files:

@@ -8,9 +8,6 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
-
-from lpsel.data.parquet import batches, dictionaries, parquet_errors
 from lpsel.data.size_limits import VALUE_BYTES, check_expansion, too_long
 from lpsel.data.text_files import CHUNK_BYTES, COMPRESSIONS, chunks, lines, not_utf8
 from lpsel.errors import UnusableRow, UserError, first_line
@@ -147,6 +144,10 @@ def _texts(path: Path, errors: list[UnusableRow]) -> Iterator[str]:
 
 
 def _parquet(path: Path, split: str) -> Iterator[Numbered]:
+    import pyarrow.parquet as pq
+
+    from lpsel.data.parquet import batches, dictionaries, parquet_errors
+
     numbers = count(1)
     path.open("rb").close()  # Arrow's error would not name the file
     with parquet_errors(path):

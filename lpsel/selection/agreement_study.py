@@ -7,18 +7,20 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lpsel.clustering.near_duplicates import NearDuplicates
 from lpsel.errors import UserError
 from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.agreement import Agreement, agreement, agreement_in_clusters, auc, lowest, tie_turns
 from lpsel.selection.budget import row_budget
 from lpsel.selection.diagnosis import count_clusters, duplicates, learned_and_rising, score_correlations
+
+if TYPE_CHECKING:
+    from lpsel.clustering.near_duplicates import NearDuplicates
 
 ALL, DEFINED = "all", "defined"  # the rows compared
 
@@ -106,7 +108,7 @@ def study(
 
 
 def numbers(
-    study: Study, characters_2N: NDArray[np.int32] | None = None, near: Sequence[NearDuplicates] | None = None
+    study: Study, characters_2N: NDArray[np.int32] | None = None, near: "Sequence[NearDuplicates] | None" = None
 ) -> dict[str, Any]:
     """Convert a study to plain values for agreement.json, one entry per table line; undefined values are NaN.
 
@@ -220,7 +222,7 @@ def _quartiles(values_C: ArrayLike) -> dict[str, float]:
 
 
 def _diagnosis(
-    study: Study, characters_2N: NDArray[np.int32] | None, near: Sequence[NearDuplicates] | None
+    study: Study, characters_2N: NDArray[np.int32] | None, near: "Sequence[NearDuplicates] | None"
 ) -> Iterator[dict[str, Any]]:
     """What each score correlates with, and properties of its lowest rows, over rows with a score in every table."""
     rows = np.flatnonzero(study.defined)

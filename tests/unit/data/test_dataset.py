@@ -41,7 +41,7 @@ def test_embedded_rows_come_from_the_generator(monkeypatch):
         assert split == "held_out"
         return ({**ADD, "task": "sum"} for _ in range(rows))
 
-    monkeypatch.setattr("lpsel.data.dataset.generate", generate)
+    monkeypatch.setitem(sys.modules, "lpsel.toy.data", types.SimpleNamespace(generate=generate))
     spec = DatasetSpec("embedded", split="held_out", cluster_column="task", synthetic={"rows": 3})
     assert [row.raw["task"] for row in Source(spec)] == ["sum"] * 3
 
@@ -181,7 +181,7 @@ def test_a_file_that_changes_between_two_passes_is_rejected(tmp_path):
 
 
 def test_reading_needs_no_heavy_library():
-    heavy = {"torch", "transformers", "datasets", "pandas"}
+    heavy = {"torch", "transformers", "datasets", "pandas", "numpy"}
     code = f"import sys, lpsel.data.dataset; print({heavy} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[3]

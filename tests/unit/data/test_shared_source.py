@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from lpsel.commands.job import run
-from lpsel.data import dataset
+from lpsel.data import content_ids
 from lpsel.data import shared_source as module
 from lpsel.data.dataset import DatasetSpec
 from lpsel.data.shared_source import SHARED, shared_source
@@ -61,8 +61,8 @@ def test_only_the_last_ones_are_kept(tmp_path):
 
 def test_jobs_in_one_process_read_their_rows_once(monkeypatch, tmp_path, instructions):
     scanned = []
-    scan = dataset.scan
-    monkeypatch.setattr(dataset, "scan", lambda source: scanned.append(source) or scan(source))
+    scan = content_ids.scan
+    monkeypatch.setattr(content_ids, "scan", lambda source: scanned.append(source) or scan(source))
     given = [
         "scorer=tiny",
         "dataset=local",
